@@ -1,0 +1,31 @@
+# What a person runs here is what CI runs. Everything happens in .venv, which is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	mkdir -p out
+	$(BIN)/sdkit generate "a red star on a blue background" --seed 7 -o out/star.png
+	@echo "The picture lies in $(CURDIR)/out/star.png"
+
+test: .venv/developed
+	$(BIN)/python -m pytest
+
+check: .venv/developed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("sdkit needs Python 3.11 or newer; say which with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/developed: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv out

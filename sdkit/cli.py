@@ -1,0 +1,128 @@
+"""The command line: reads what the user wants, checks it before torch is imported, calls `text_to_image`, saves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sdkit import __version__
+from sdkit.schedulers import SCHEDULERS
+from sdkit.settings import DTYPES, Settings, output_paths, pick
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        _generate(given)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        print(f"sdkit: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sdkit: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
+    parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    generate = commands.add_parser(
+        "generate",
+        help="generate pictures from words, or from a picture and words",
+        description="Generate pictures from words, or from a picture and words. Options are named as in diffusers.",
+        epilog='example: sdkit generate "a red star on a blue background" --seed 7 -o star.png',
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the functions' own defaults
+    )
+    add = generate.add_argument
+    add("prompt", nargs="+", help="what to draw; several prompts make several pictures")
+    add(
+        "-o", "--output", default="out.png", metavar="FILE", help="PNG to write, numbered if several (default: out.png)"
+    )
+    add("--image", metavar="FILE", help="a picture to start from instead of noise alone")
+    add("--strength", type=float, metavar="S", help="0 to 1, how far to noise that picture (default: 0.8)")
+    add("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    add("--seed", type=int, metavar="N", help="start of the noise; several pictures count up from it")
+    add("--num-images-per-prompt", type=int, metavar="N", help="pictures of each prompt (default: 1)")
+    add("--num-inference-steps", type=int, metavar="N", help="denoising steps (default: the model's own)")
+    add("--guidance-scale", type=float, metavar="G", help="how strictly to follow the words (default: the model's own)")
+    add("--guidance-rescale", type=float, metavar="R", help="0 to 1, against overexposure (default: 0)")
+    add("--eta", type=float, help="0 to 1, noise put back in each step of ddim (default: 0)")
+    add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
+    add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
+    add("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)} (default: the model's own)")
+    add("--model", default=None, help="a folder in diffusers' layout or a hub id (default: the embedded model)")
+    add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
+    add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
+    add("--json", action="store_true", default=False, help="print what was made as JSON")
+    return parser
+
+
+def _generate(given: argparse.Namespace) -> None:
+    asked = {field.name: getattr(given, field.name) for field in fields(Settings) if hasattr(given, field.name)}
+    asked["prompt"] = given.prompt[0] if len(given.prompt) == 1 else given.prompt
+    scheduler = getattr(given, "scheduler", None)
+    image = getattr(given, "image", None)
+    # Everything that can be known to be wrong is said here, before the seconds that torch takes to import.
+    pictures = Settings(**asked).pictures
+    output_paths(given.output, pictures)
+    if given.contact_sheet is not None:
+        output_paths(given.contact_sheet, 1)
+    if scheduler is not None:
+        pick("scheduler", scheduler, SCHEDULERS)
+    if image is not None and not Path(image).expanduser().is_file():
+        raise FileNotFoundError(f"there is no picture {image!r}")
+    if image is None and "strength" in asked:
+        raise ValueError("--strength was given without --image; it says how far to noise a picture")
+    if given.dtype is not None:
+        pick("dtype", given.dtype, DTYPES)
+
+    from tqdm import tqdm
+
+    from sdkit import Stage, contact_sheet, image_to_image, load, on, text_to_image
+
+    model = load(given.model, device=given.device, dtype=given.dtype)
+    steps = asked.get("num_inference_steps", model.num_inference_steps)
+    with warnings.catch_warnings(), tqdm(total=steps, unit="step", leave=False) as bar:
+        warnings.simplefilter("ignore")  # of the libraries
+        warnings.filterwarnings("always", category=UserWarning, module="sdkit")
+        warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
+        start = {} if image is None else {"image": image}
+        make = text_to_image if image is None else image_to_image
+        result = make(
+            **start, **asked, model=model, scheduler=scheduler, hooks=[on(Stage.DENOISED)(lambda _: bar.update())]
+        )
+    paths = result.save(given.output)
+    if given.contact_sheet is not None:
+        contact_sheet(result.images).save(given.contact_sheet)
+    _report(given, result, paths)
+
+
+def _report(given: argparse.Namespace, result: Any, paths: list[Path]) -> None:
+    each = result.settings["num_images_per_prompt"]
+    made = [
+        {"path": str(path), "prompt": given.prompt[i // each], "seed": seed}
+        for i, (path, seed) in enumerate(zip(paths, result.seeds, strict=True))
+    ]
+    if given.json:
+        print(
+            json.dumps({"pictures": made, "contact_sheet": given.contact_sheet, "settings": result.settings}, indent=2)
+        )
+        return
+    for picture in made:
+        print(f"{picture['path']}  {picture['prompt']!r}, seed {picture['seed']}")
+    if given.contact_sheet is not None:
+        print(f"{given.contact_sheet}  all on one page")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

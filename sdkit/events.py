@@ -1,0 +1,142 @@
+"""The whole mechanism: a process is a generator of events, and whoever drives it may look at each value or replace it.
+
+`tap` shows one value and goes on with what it is handed back, `run` drives a process with hooks, `on` narrows a hook to
+some stages. There is no second way to observe or to edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import update_wrapper
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Stage(StrEnum):
+    """The stages of a run, in the order in which it meets them.
+
+    B is the number of pictures. With guidance, values marked 2B hold the unconditional half first.
+    """
+
+    TOKENS = "tokens"  # (2B, L) int64     token ids: negative prompts first, then prompts (B without guidance)
+    TEXT = "text"  # (2B, L, D)        text embeddings
+    PIXELS = "pixels"  # (B, 3, H, W)      the input picture, in [-1, 1]          (image to image)
+    POSTERIOR = "posterior"  # (B, 2C, h, w)     mean and log-variance of the VAE encoder
+    LATENT = "latent"  # (B, C, h, w)      x_t before step `step`; the last one (step None) is the clean latent
+    NOISE = "noise"  # (2B, C, h, w)     what the U-Net predicted, unconditional first (B without guidance)
+    GUIDED = "guided"  # (B, C, h, w)      after classifier-free guidance
+    DENOISED = "denoised"  # (B, C, h, w)      x0 as this step believes it
+    IMAGE = "image"  # (B, 3, H, W)      the decoded picture, in [-1, 1]
+
+
+@dataclass(eq=False, slots=True)
+class Event:
+    """One value of one stage. Assign `value` to change what the process does next."""
+
+    stage: Stage
+    value: Tensor
+    step: int | None = None  # 0 .. steps-1
+    t: int | None = None  # training timestep; 999 is pure noise
+
+    def __str__(self) -> str:
+        where = f"stage {self.stage.value!r}"
+        return where if self.step is None else f"{where}, step {self.step} (t={self.t})"
+
+    def __repr__(self) -> str:
+        return f"<Event {self}: {tuple(self.value.shape)} {self.value.dtype} on {self.value.device}>"
+
+
+Hook = Callable[[Event], Any]
+
+
+def tap(
+    stage: Stage, value: Tensor, *, step: int | None = None, t: int | None = None
+) -> Generator[Event, None, Tensor]:
+    """Show `value` to whoever drives the process and return it as they left it: the very same tensor if untouched.
+
+    Raises:
+        TypeError: what was assigned is not a tensor.
+        ValueError: it has another shape, dtype or device, or the value was changed in place instead.
+    """
+    event = Event(stage, value, step, t)
+    version = None if value.is_inference() else value._version
+    yield event
+    given = event.value
+    if given is value:
+        if version is not None and value._version != version:
+            raise ValueError(f"{event}: the value was changed in place; assign a new tensor to event.value instead")
+        return value
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{event}: event.value must stay a tensor, but was set to a {type(given).__name__}")
+    for what in ("shape", "dtype", "device"):
+        if getattr(given, what) != getattr(value, what):
+            raise ValueError(
+                f"{event}: event.value was set to a tensor of {what} {_plain(getattr(given, what))}, "
+                f"but {what} {_plain(getattr(value, what))} is needed here"
+            )
+    return given.detach()
+
+
+def _plain(what: object) -> str:
+    return str(tuple(what)) if isinstance(what, tuple) else str(what)
+
+
+def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
+    """Drive a process to its end, show each event to every hook in their order, and return what the process returns.
+
+    An exception in a hook passes through unchanged, with a note that names the hook, the stage and the step.
+    """
+    hooks = tuple(hooks)
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            for hook in hooks:
+                try:
+                    hook(event)
+                except BaseException as error:
+                    error.add_note(f"raised by hook {_name(hook)} at {event}")
+                    raise
+
+
+def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
+    """Make a hook that is called at these stages alone.
+
+    Example:
+        >>> @sdkit.on(Stage.DENOISED)
+        ... def darken(event):
+        ...     event.value = event.value * 0.9
+    """
+    chosen = frozenset(_stage(stage) for stage in stages)
+    if not chosen:
+        raise ValueError(f"on() needs at least one stage of {', '.join(Stage)}")
+
+    def narrow(hook: Hook) -> Hook:
+        def narrowed(event: Event) -> None:
+            if event.stage in chosen:
+                hook(event)
+
+        update_wrapper(narrowed, hook)
+        return narrowed
+
+    return narrow
+
+
+def _stage(stage: Stage | str) -> Stage:
+    try:
+        return Stage(stage)
+    except ValueError:
+        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(Stage)}") from None
+
+
+def _name(hook: Hook) -> str:
+    return repr(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

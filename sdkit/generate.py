@@ -1,0 +1,291 @@
+"""Words in, or a picture and words, and pictures out: `text_to_image`, `image_to_image`, and `stages`, which is either
+as a loop of your own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdkit import schedulers
+from sdkit.events import Event, Hook, run
+from sdkit.loading import load
+from sdkit.model import Model
+from sdkit.pictures import save_png, to_pil, to_pixels
+from sdkit.process import Generators, Run, reverse
+from sdkit.settings import Settings, output_paths
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Pictures and what made them."""
+
+    images: list[Image.Image]
+    latents: Tensor  # (B, C, h, w), what diffusers returns for output_type="latent"
+    seeds: list[int] | None  # one a picture; None where generators were given instead
+    settings: dict[str, Any]  # plain JSON values
+
+    @property
+    def image(self) -> Image.Image:
+        """The first picture."""
+        return self.images[0]
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the pictures as PNG with their settings inside: out.png, or out-1.png, out-2.png, ... for several."""
+        paths = output_paths(path, len(self.images))
+        for index, (picture, place) in enumerate(zip(self.images, paths, strict=True)):
+            save_png(picture, place, {**self.settings, "index": index})
+        return paths
+
+
+def text_to_image(
+    prompt: str | Sequence[str],
+    *,
+    model: Any = None,
+    negative_prompt: str | Sequence[str] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
+    num_images_per_prompt: int = 1,
+    seed: int | Sequence[int] | None = None,
+    generator: Generators = None,
+    latents: Tensor | None = None,
+    scheduler: Any = None,
+    hooks: Iterable[Hook] = (),
+) -> Result:
+    """Generate pictures from words.
+
+    Args:
+        prompt: what to draw, or a list of such.
+        model: what `load` takes; the embedded model by default.
+        negative_prompt: what to steer away from, one for all prompts or one each; used only with guidance.
+        height, width: in pixels, multiples of 8; by default what the model was trained on.
+        num_inference_steps: by default the model's own, 50 for Stable Diffusion and 20 for the embedded model.
+        guidance_scale: g in uncond + g * (cond - uncond), off at 1 and below; by default the model's own.
+        guidance_rescale: in [0, 1], against overexposure (arXiv:2305.08891).
+        eta: in [0, 1], the noise that DDIM puts back in each step (arXiv:2010.02502); others ignore it.
+        num_images_per_prompt: pictures of each prompt, which come one after another.
+        seed: stands for one CPU generator a picture, so that each starts from the noise that it would have had alone.
+            Seed 7 for three pictures means 7, 8, 9; a list gives each its own; without one it is drawn by lot.
+        generator: torch generators instead of a seed, as diffusers takes them.
+        latents: (B, C, h, w) start noise of unit variance instead of noise drawn from the seed.
+        scheduler: a short name of `SCHEDULERS` or a diffusers scheduler; by default the model's own.
+        hooks: called with every `Event`, in their order; assigning `event.value` edits the run.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
+    """
+    events = stages(
+        prompt,
+        model=model,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        eta=eta,
+        num_images_per_prompt=num_images_per_prompt,
+        seed=seed,
+        generator=generator,
+        latents=latents,
+        scheduler=scheduler,
+    )
+    return run(events, hooks)
+
+
+def image_to_image(
+    image: Any,
+    prompt: str | Sequence[str],
+    *,
+    strength: float = 0.8,
+    model: Any = None,
+    negative_prompt: str | Sequence[str] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
+    num_images_per_prompt: int = 1,
+    seed: int | Sequence[int] | None = None,
+    generator: Generators = None,
+    scheduler: Any = None,
+    hooks: Iterable[Hook] = (),
+) -> Result:
+    """Generate variations of a picture: noise it part of the way, then denoise it under new words (SDEdit, Meng et al.
+    2021, arXiv:2108.01073).
+
+    Args:
+        image: the picture, or a list of them: PIL, a path, an array (H, W, 3) of 0..255 or of [0, 1], or a tensor
+            (3, H, W) of [0, 1]. With several pictures and one prompt, the prompt is for all; otherwise one each.
+        prompt: what to make of it.
+        strength: in (0, 1], how far to noise it: the share of the steps that is run. 1 keeps next to nothing.
+        height, width: to fit the picture to, multiples of 8; by default its own, cut down to a multiple of 8.
+
+    The other arguments are those of `text_to_image`. The result's settings tell in "start" where the run began.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
+    """
+    events = stages(
+        prompt,
+        image=image,
+        strength=strength,
+        model=model,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        eta=eta,
+        num_images_per_prompt=num_images_per_prompt,
+        seed=seed,
+        generator=generator,
+        scheduler=scheduler,
+    )
+    return run(events, hooks)
+
+
+def stages(
+    prompt: str | Sequence[str],
+    *,
+    image: Any = None,
+    strength: float | None = None,
+    model: Any = None,
+    negative_prompt: str | Sequence[str] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
+    num_images_per_prompt: int = 1,
+    seed: int | Sequence[int] | None = None,
+    generator: Generators = None,
+    latents: Tensor | None = None,
+    scheduler: Any = None,
+) -> Generator[Event, None, Result]:
+    """A run as a loop of your own: every `Event` in turn, and `break` when you have seen enough.
+
+    Takes the arguments of `text_to_image`, or with `image` those of `image_to_image`; all are checked before the first
+    event. Assigning `event.value` edits.
+    What the generator returns in the end is the `Result`.
+
+    Example:
+        >>> for event in sdkit.stages("a red star", seed=7):
+        ...     if event.stage is Stage.DENOISED and event.step == 12:
+        ...         break
+    """
+    if image is None:
+        if strength is not None:
+            raise ValueError("strength was given without image; it says how far to noise a picture")
+        pixels = None
+    elif latents is not None:
+        raise ValueError("both image and latents were given; a run starts from one of them")
+    else:
+        pixels = to_pixels(image, height, width)  # (N, 3, H, W)
+        height, width = pixels.shape[-2:]
+        strength = 0.8 if strength is None else strength
+        if isinstance(prompt, str) and len(pixels) > 1:
+            prompt = [prompt] * len(pixels)
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        eta=eta,
+        num_images_per_prompt=num_images_per_prompt,
+        strength=strength,
+        seed=seed,
+    )
+    return _to_result(*_prepare(settings, load(model), generator, latents, pixels, scheduler))
+
+
+def _to_result(request: Run, seeds: list[int] | None, record: dict[str, Any]) -> Generator[Event, None, Result]:
+    latents, image = yield from reverse(request)
+    return Result(to_pil(image), latents, seeds, record)
+
+
+def _prepare(
+    settings: Settings,
+    model: Model,
+    generator: Generators,
+    latents: Tensor | None,
+    pixels: Tensor | None,
+    scheduler: Any,
+) -> tuple[Run, list[int] | None, dict[str, Any]]:
+    """Fill in the model's defaults and draw what was left to chance: the run, its seeds, and the record of both."""
+    height, width = settings.height or model.size[0], settings.width or model.size[1]
+    steps = settings.num_inference_steps or model.num_inference_steps
+    guidance_scale = model.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    settings = replace(settings, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance_scale)
+    seeds = None
+    if generator is None:
+        seeds = settings.seeds_from(secrets.randbelow(2**32) if settings.seed is None else settings.seed)
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+    elif settings.seed is not None:
+        raise ValueError("both seed and generator were given; give one of them")
+    elif isinstance(generator, list) and len(generator) != settings.pictures:
+        raise ValueError(f"{len(generator)} generators were given for {settings.pictures} pictures; give one each")
+    shape = model.latent_shape(settings.pictures, height, width)
+    if latents is not None and latents.shape != shape:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape} for these prompts and this size")
+    stepper = schedulers.fresh(scheduler, model.scheduler)
+    visits = schedulers.visits(stepper, steps, model.device, 1.0 if settings.strength is None else settings.strength)
+    request = Run(
+        model=model,
+        prompts=settings.prompts,
+        negative_prompts=settings.negative_prompts,
+        height=height,
+        width=width,
+        guidance_scale=guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
+        eta=settings.eta,
+        num_images_per_prompt=settings.num_images_per_prompt,
+        generator=generator,
+        latents=latents,
+        pixels=None if pixels is None else _one_each(pixels, settings),
+        scheduler=stepper,
+        visits=visits,
+    )
+    record = {
+        **asdict(settings),
+        "seed": seeds,
+        "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
+        "scheduler": {"class": type(stepper).__name__, **_plain(stepper.config)},
+        "model": model.name,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {name: version(name) for name in ("sdkit-stages", "torch", "diffusers", "transformers")},
+    }
+    return request, seeds, record
+
+
+def _one_each(pixels: Tensor, settings: Settings) -> Tensor:
+    """(B, 3, H, W): the pictures, repeated as their prompts are."""
+    if len(pixels) not in (1, len(settings.prompts)):
+        raise ValueError(
+            f"{len(pixels)} pictures were given for {len(settings.prompts)} prompts; give one, or one each"
+        )
+    each = settings.pictures // len(pixels)
+    return torch.cat([one for one in torch.split(pixels, 1) for _ in range(each)])  # cat keeps the memory layout
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A scheduler's configuration without diffusers' private entries."""
+    return {name: value for name, value in dict(config).items() if not name.startswith("_")}

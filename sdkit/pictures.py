@@ -1,0 +1,163 @@
+"""Pictures as people handle them: whatever they hand in, PIL, PNG files that carry settings, contact sheets."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
+METADATA_KEY = "sdkit"  # of the PNG text chunk that holds the settings as JSON
+
+
+def to_pixels(image: Any, height: int | None = None, width: int | None = None) -> Tensor:
+    """What people hand in as a picture, or a list of such, as (N, 3, H, W) float32 in [-1, 1].
+
+    Args:
+        image: PIL of any mode (turned as its EXIF data says, transparency laid on white, 16 bits taken down to 8), a
+            path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, a tensor (3, H, W) or (N, 3, H, W) of
+            floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where some are negative.
+        height, width: to fit it to; by default its own size, cut down to a multiple of 8, which a warning says.
+
+    Raises:
+        TypeError: it is nothing of these.
+        ValueError: its values or its shape are not, or pictures of a list differ in size.
+        FileNotFoundError: there is no such file.
+    """
+    given = list(image) if isinstance(image, list | tuple) else [image]
+    if not given:
+        raise ValueError("image is an empty list; give at least one picture")
+    pictures = [_fit(one, height, width) for one in given]
+    sizes = {picture.shape[-2:] for picture in pictures}
+    if len(sizes) > 1:
+        told = ", ".join(sorted(f"{w}x{h}" for h, w in sizes))
+        raise ValueError(f"the pictures have different sizes ({told}); give height and width to fit them to")
+    return torch.cat(pictures)  # cat keeps the memory layout, in which convolutions round as they do in diffusers
+
+
+def _fit(image: Any, height: int | None, width: int | None) -> Tensor:
+    """One picture, or a tensor of several, as (N, 3, H, W) in [-1, 1], the sides multiples of 8."""
+    if isinstance(image, Tensor):
+        image = _in_range(_check_shape(image).float().cpu())
+        h, w = image.shape[-2:]
+    elif isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and image.shape[2:] == (3,):
+        image = _in_range(image.astype(np.float32))  # not taken to 8 bits: floats keep their precision
+        h, w = image.shape[:2]
+    else:
+        image = _as_rgb(image)
+        w, h = image.size
+    to = height or h - h % 8, width or w - w % 8
+    if min(to) < 8:
+        raise ValueError(f"the picture is {w}x{h} pixels; expected at least 8x8")
+    if to != (h, w) and (height, width) == (None, None):
+        warnings.warn(f"the picture is {w}x{h}, which 8 does not divide; fitted to {to[1]}x{to[0]}", stacklevel=4)
+    pixels: Tensor = VaeImageProcessor().preprocess(image, *to)
+    return pixels
+
+
+def _check_shape(image: Tensor) -> Tensor:
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
+        given = f"{image.dtype} {tuple(image.shape)}"
+        raise ValueError(f"a picture tensor is floats (3, H, W) or (N, 3, H, W), but is {given}")
+    return image
+
+
+def _in_range(image: AnyArray) -> AnyArray:
+    """Floats in [0, 1]; where some are negative they are taken to lie in [-1, 1]."""
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -1 and high <= 1):
+        raise ValueError(f"a picture of floats lies in [0, 1], or in [-1, 1], but goes from {low:g} to {high:g}")
+    return image / 2 + 0.5 if low < 0 else image
+
+
+def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, str | Path):
+        path = Path(image).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no picture {str(image)!r}")
+        with Image.open(path) as opened:
+            opened.load()
+            image = opened
+    elif isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a picture is PIL, a path, an array or a tensor, but is a {type(image).__name__}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    rgb: Image.Image = image.convert("RGB")
+    return rgb
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise ValueError(f"a picture array is (H, W), (H, W, 3) or (H, W, 4), but is {array.shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        array = (_in_range(array) * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"a picture array holds uint8 or floats, but is {array.dtype}")
+    return Image.fromarray(array)
+
+
+def to_pil(image: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] to RGB pictures, rounded as diffusers does.
+
+    Raises:
+        ValueError: the picture is not all finite numbers, which would come out black.
+    """
+    if not image.isfinite().all():
+        raise ValueError(
+            f"the decoded picture holds NaN or infinity, which {image.dtype} tends to give in some autoencoders; "
+            "load the model with dtype='float32' or dtype='bfloat16'"
+        )
+    pictures: list[Image.Image] = VaeImageProcessor().postprocess(image, output_type="pil")
+    return pictures
+
+
+def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
+    """Write a PNG with its settings in it, as UTF-8 JSON under the key "sdkit"."""
+    info = PngInfo()
+    info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False))
+    picture.save(path, format="PNG", pnginfo=info)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a PNG of sdkit carries.
+
+    Raises:
+        ValueError: the file carries none.
+    """
+    with Image.open(path) as picture:
+        text = picture.info.get(METADATA_KEY)
+    if text is None:
+        raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
+    settings: dict[str, Any] = json.loads(text)
+    return settings
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
+    """All pictures on one page, row by row, `gap` pixels apart; about as wide as high unless `columns` is given."""
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture, but none was given")
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = (max(sizes) + gap for sizes in zip(*(picture.size for picture in pictures), strict=True))
+    page = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    for i, picture in enumerate(pictures):
+        page.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+    return page

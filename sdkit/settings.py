@@ -1,0 +1,146 @@
+"""What a run is asked for, checked before anything heavy is imported: the command line and the functions share it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("float32", "float16", "bfloat16")
+SEED_LIMIT = 2**63  # seeds are signed 64-bit and not negative
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a run under diffusers' names. None means: as the model has it (or, for seeds, drawn by lot)."""
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] | None = None
+    height: int | None = None  # pixels
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    num_images_per_prompt: int = 1
+    strength: float | None = None  # of image to image; None without a picture to start from
+    seed: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _texts("prompt", self.prompt)
+        if self.negative_prompt is not None:
+            _texts("negative_prompt", self.negative_prompt)
+            if not isinstance(self.negative_prompt, str) and len(self.negative_prompt) != len(self.prompts):
+                raise ValueError(
+                    f"{len(self.negative_prompt)} negative prompts were given for {len(self.prompts)} prompts; "
+                    "give one for all, or one each"
+                )
+        for side in ("height", "width"):
+            value = getattr(self, side)
+            if value is not None:
+                _whole(side, value, at_least=8)
+                if value % 8:
+                    raise ValueError(f"{side} {value} is not a multiple of 8; try {max(8, round(value / 8) * 8)}")
+        if self.num_inference_steps is not None:
+            _whole("num_inference_steps", self.num_inference_steps, at_least=1)
+        if self.guidance_scale is not None:
+            _number("guidance_scale", self.guidance_scale, 0, math.inf)
+        _number("guidance_rescale", self.guidance_rescale, 0, 1)
+        _number("eta", self.eta, 0, 1)
+        if self.strength is not None:
+            _number("strength", self.strength, 0, 1)
+            if self.num_inference_steps is not None and int(self.num_inference_steps * self.strength) < 1:
+                raise ValueError(
+                    f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
+                    f"it takes at least {1 / self.num_inference_steps:.3g}"
+                )
+        _whole("num_images_per_prompt", self.num_images_per_prompt, at_least=1)
+        if self.seed is not None:
+            self._check_seed()
+
+    def _check_seed(self) -> None:
+        given = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed]
+        for seed in given:
+            if _whole("seed", seed, at_least=0) >= SEED_LIMIT:
+                raise ValueError(f"seed {seed} is too large; seeds go from 0 to 2**63 - 1")
+        if isinstance(self.seed, Sequence) and len(given) != self.pictures:
+            raise ValueError(
+                f"{len(given)} seeds were given for {self.pictures} pictures; "
+                "give one each, or a single one that the pictures count up from"
+            )
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+
+    @property
+    def negative_prompts(self) -> list[str]:
+        """One for each prompt; "" where none was given."""
+        if self.negative_prompt is None or isinstance(self.negative_prompt, str):
+            return [self.negative_prompt or ""] * len(self.prompts)
+        return list(self.negative_prompt)
+
+    @property
+    def pictures(self) -> int:
+        return len(self.prompts) * self.num_images_per_prompt
+
+    def seeds_from(self, seed: int | Sequence[int]) -> list[int]:
+        """One seed for each picture: 7 for three pictures means 7, 8, 9."""
+        return [(seed + i) % SEED_LIMIT for i in range(self.pictures)] if isinstance(seed, int) else list(seed)
+
+
+def pick(what: str, name: str, among: Collection[str]) -> str:
+    """`name` if it is among the known ones.
+
+    Raises:
+        ValueError: it is not; the message has the nearest one, or all.
+    """
+    if name in among:
+        return name
+    near = difflib.get_close_matches(name, among, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(among)}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def output_paths(path: str | Path, pictures: int) -> list[Path]:
+    """Where so many pictures go: star.png for one, star-1.png, star-2.png, ... for several.
+
+    Raises:
+        ValueError: the file name does not end in .png, the format that carries settings.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"pictures are saved as PNG with their settings inside, so {str(path)!r} must end in .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    if pictures == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
+
+
+def _texts(name: str, value: object) -> None:
+    if isinstance(value, str):
+        return
+    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{name} must be a string or a list of strings, but is {value!r}")
+    if not value:
+        raise ValueError(f"{name} is an empty list; give at least one string")
+
+
+def _whole(name: str, value: object, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, but is {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, but is {value}")
+    return value
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, but is {value!r}")
+    if not low <= value <= high or math.isinf(value):
+        room = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {room}, but is {value:g}")

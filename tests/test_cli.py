@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdkit
+from sdkit.cli import main
+from sdkit.pictures import read_settings
+from sdkit.settings import Settings
+from sdkit.tiny.drawing import draw
+
+
+def test_generate_writes_the_picture_of_text_to_image_and_says_where(tmp_path, capsys):
+    out = tmp_path / "star.png"
+    assert main(["generate", "a red star", "--seed", "7", "--num-inference-steps", "3", "-o", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}  'a red star', seed 7\n"
+    expected = sdkit.text_to_image("a red star", seed=7, num_inference_steps=3)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected.image))
+    assert read_settings(out) == {**json.loads(json.dumps(expected.settings)), "index": 0}
+
+
+def test_several_prompts_and_pictures_with_a_contact_sheet_as_json(tmp_path, capsys):
+    arguments = ["a red star", "a blue fish", "--num-images-per-prompt", "2", "--seed", "1", "--json"]
+    options = ["--num-inference-steps", "2", "--scheduler", "euler_a", "--guidance-scale", "3", "--height", "64"]
+    files = ["-o", str(tmp_path / "a.png"), "--contact-sheet", str(tmp_path / "sheet.png")]
+    assert main(["generate", *arguments, *options, *files]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [(p["prompt"], p["seed"]) for p in said["pictures"]] == [
+        ("a red star", 1),
+        ("a red star", 2),
+        ("a blue fish", 3),
+        ("a blue fish", 4),
+    ]
+    assert [p["path"] for p in said["pictures"]] == [str(tmp_path / f"a-{i}.png") for i in (1, 2, 3, 4)]
+    assert said["settings"]["scheduler"]["class"] == "EulerAncestralDiscreteScheduler"
+    assert (said["settings"]["guidance_scale"], said["settings"]["height"]) == (3, 64)
+    assert Image.open(said["contact_sheet"]).size == (2 * 132 + 4, 2 * 68 + 4)
+
+
+def test_a_picture_to_start_from_is_varied(tmp_path, capsys):
+    photo = draw("a red star")
+    photo.save(tmp_path / "photo.png")
+    files = ["--image", str(tmp_path / "photo.png"), "-o", str(tmp_path / "a.png")]
+    options = ["--strength", "0.5", "--seed", "3", "--num-inference-steps", "4"]
+    assert main(["generate", "a green star", *options, *files]) == 0
+    expected = sdkit.image_to_image(photo, "a green star", strength=0.5, seed=3, num_inference_steps=4)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(expected.image))
+    assert read_settings(tmp_path / "a.png")["start"]["steps"] == 2
+
+
+def test_a_folder_is_taken_as_model(sd1, tmp_path, capsys):
+    sd1.save_pretrained(tmp_path / "model")
+    files = ["--model", str(tmp_path / "model"), "-o", str(tmp_path / "a.png")]
+    assert main(["generate", "a star", "--num-inference-steps", "2", "--device", "cpu", *files]) == 0
+    assert Image.open(tmp_path / "a.png").size == (64, 64)
+
+
+def test_unheard_words_are_said_without_ado(tmp_path, capsys):
+    prompt = "a red star " * 15
+    assert main(["generate", prompt, "--num-inference-steps", "1", "-o", str(tmp_path / "a.png")]) == 0
+    assert "sdkit: the prompt is longer than 32 tokens; not heard: " in capsys.readouterr().err
+
+
+def test_a_missing_model_is_one_sentence(tmp_path, capsys):
+    assert main(["generate", "a star", "--model", "./nowhere", "-o", str(tmp_path / "a.png")]) == 2
+    assert capsys.readouterr().err.startswith("sdkit: error: there is no folder './nowhere'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: command"),
+        (["generate"], "the following arguments are required: prompt"),
+        (["generat", "a star"], "invalid choice: 'generat'"),
+        (["generate", "a star", "--steps", "5"], "unrecognized arguments: --steps"),
+        (["generate", "a star", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["generate", "a star", "--seed", "-1"], "seed must be at least 0, but is -1"),
+        (["generate", "a star", "--height", "100"], "height 100 is not a multiple of 8; try 96"),
+        (["generate", "a star", "--scheduler", "eulr"], "unknown scheduler 'eulr'; did you mean 'euler'?"),
+        (["generate", "a star", "--dtype", "half"], "unknown dtype 'half'"),
+        (["generate", "a star", "-o", "star.jpg"], "'star.jpg' must end in .png"),
+        (["generate", "a star", "-o", "no/where.png"], "the folder 'no' does not exist"),
+        (["generate", "a star", "--strength", "0.5"], "--strength was given without --image"),
+        (["generate", "a star", "--image", "no.png"], "there is no picture 'no.png'"),
+        (["generate", "a star", "--num-inference-steps", "0"], "num_inference_steps must be at least 1"),
+    ],
+)
+def test_usage_errors_answer_in_a_sentence_without_importing_torch(arguments, words):
+    code = f"""
+import sys
+from sdkit.cli import main
+try:
+    status = main({arguments!r})
+except SystemExit as end:
+    status = end.code
+print(status, sorted({{"torch", "diffusers", "numpy", "PIL"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+    assert words in done.stderr
+
+
+def test_help_shows_every_setting_under_diffusers_name():
+    done = subprocess.run([sys.executable, "-m", "sdkit.cli", "generate", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for field in dataclasses.fields(Settings):
+        name = field.name.replace("_", "-")
+        assert (f"--{name}" in done.stdout) == (name != "prompt")

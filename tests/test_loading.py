@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+import sdkit
+
+
+def test_the_embedded_model_is_loaded_once(tiny):
+    assert sdkit.load(device="cpu") is tiny
+    assert sdkit.load("sdkit/tiny", device="cpu") is tiny
+
+
+def test_a_model_is_returned_as_it_is_and_a_pipeline_is_wrapped(sd1):
+    model = sdkit.load(sd1)
+    assert model.pipeline is sd1
+    assert sdkit.load(model) is model
+    assert (model.num_inference_steps, model.guidance_scale) == (50, 7.5)
+
+
+def test_a_folder_in_diffusers_layout_gives_the_picture_of_its_pipeline(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path / "model")
+    options = {"seed": 2, "num_inference_steps": 3}
+    loaded = sdkit.load(tmp_path / "model", device="cpu")
+    from_folder = sdkit.text_to_image("a star", model=loaded, **options)
+    assert torch.equal(from_folder.latents, sdkit.text_to_image("a star", model=sd1, **options).latents)
+    assert loaded.name == str(tmp_path / "model")
+
+
+def test_dtype_is_that_of_every_part(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path / "model")
+    model = sdkit.load(tmp_path / "model", device="cpu", dtype="bfloat16")
+    assert {part.dtype for part in (model.unet, model.vae, model.text_encoder)} == {torch.bfloat16}
+    result = sdkit.text_to_image("a star", model=model, seed=0, num_inference_steps=2)
+    assert result.latents.dtype == torch.bfloat16
+    assert np.asarray(result.image).shape == (64, 64, 3)
+
+
+def test_loading_leaves_the_loudness_of_the_libraries_as_it_was(sd1, tmp_path):
+    import logging
+
+    from diffusers.utils import logging as diffusers_logging
+
+    sd1.save_pretrained(tmp_path / "model")
+    before = logging.getLogger("transformers").level, diffusers_logging.is_progress_bar_enabled()
+    sdkit.load(tmp_path / "model", device="cpu")
+    assert (logging.getLogger("transformers").level, diffusers_logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "words"),
+    [
+        ("./no/such/folder", {}, FileNotFoundError, "there is no folder './no/such/folder'"),
+        ("./nowhere", {}, FileNotFoundError, "there is no folder './nowhere'"),
+        ("no-such-owner/no-such-model", {}, FileNotFoundError, "could not be fetched from the hub; check the id"),
+        ("nonsense", {}, FileNotFoundError, "nor is that an id of the form owner/name"),
+        (None, {"dtype": "float17"}, ValueError, "unknown dtype 'float17'; did you mean 'float16'"),
+        (7, {}, TypeError, "model must be a name, a folder, a Stable Diffusion pipeline or an sdkit Model, but is 7"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(model, options, error, words):
+    with pytest.raises(error, match=words):
+        sdkit.load(model, **options)
+
+
+def test_a_folder_without_a_model_and_a_model_of_another_family_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no model_index\.json"):
+        sdkit.load(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match=r"is a FluxPipeline; expected a Stable Diffusion 1\.x or 2\.x"):
+        sdkit.load(tmp_path)
+
+
+def test_a_pipeline_is_not_moved_behind_its_owners_back(sd1):
+    with pytest.raises(ValueError, match=r"pipeline.to\(...\)"):
+        sdkit.load(sd1, dtype="float16")

@@ -1,0 +1,203 @@
+"""Latents and pictures are those of diffusers' own pipelines, bit for bit, for every scheduler."""
+
+import itertools
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import random_pipeline
+from PIL import Image
+
+import sdkit
+from sdkit import schedulers
+
+REFERENCES = {
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_karras": (diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "unipc_karras": (diffusers.UniPCMultistepScheduler, {"use_karras_sigmas": True}),
+}
+OTHERS = [
+    diffusers.DDPMScheduler,
+    diffusers.DEISMultistepScheduler,
+    diffusers.DPMSolverSinglestepScheduler,
+    diffusers.HeunDiscreteScheduler,
+    diffusers.KDPM2AncestralDiscreteScheduler,
+    diffusers.KDPM2DiscreteScheduler,
+    diffusers.LCMScheduler,
+    diffusers.PNDMScheduler,
+    diffusers.TCDScheduler,
+]
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def by_diffusers(pipeline, scheduler, seeds, kind=diffusers.StableDiffusionPipeline, **arguments):
+    """Latents and pictures of diffusers' own pipeline with a scheduler of its own."""
+    pipe = kind(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    latents = pipe(generator=seeded(*seeds), output_type="latent", **arguments).images
+    return latents, pipe(generator=seeded(*seeds), **arguments).images
+
+
+def assert_same(result, reference):
+    latents, images = reference
+    assert torch.equal(result.latents, latents)
+    assert len(result.images) == len(images)
+    for ours, theirs in zip(result.images, images, strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_every_short_name_is_compared():
+    assert set(REFERENCES) == set(sdkit.SCHEDULERS)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_run_equals_that_of_diffusers(name, guidance_scale, prediction_type, tmp_path):
+    pipeline = random_pipeline(tmp_path, prediction_type)
+    kind, extra = REFERENCES[name]
+    arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": guidance_scale}
+    reference = by_diffusers(pipeline, kind.from_config(pipeline.scheduler.config, **extra), [7], **arguments)
+    assert_same(sdkit.text_to_image(model=pipeline, scheduler=name, seed=7, **arguments), reference)
+
+
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.__name__)
+def test_a_run_with_another_diffusers_scheduler_equals_that_of_diffusers(sd1, kind):
+    skip = {"skip_prk_steps": True} if kind is diffusers.PNDMScheduler else {}
+    scheduler = kind.from_config(sd1.scheduler.config, **skip)
+    arguments = {"prompt": "a red star", "num_inference_steps": 6, "guidance_scale": 4.0}
+    reference = by_diffusers(sd1, kind.from_config(scheduler.config), [3], **arguments)
+    assert_same(sdkit.text_to_image(model=sd1, scheduler=scheduler, seed=3, **arguments), reference)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": ["a red star", "a blue fish"], "negative_prompt": ["a cat", ""]},
+        {"prompt": "a red star", "negative_prompt": "a blue background", "num_images_per_prompt": 3},
+        {"prompt": ["a red star", "a tree"], "num_images_per_prompt": 2},
+        {"prompt": "a red star", "height": 96, "width": 64},
+        {"prompt": "a red star", "guidance_rescale": 0.7},
+        {"prompt": "", "guidance_scale": 3},
+        {"prompt": "a red star", "eta": 0.6},
+        {"prompt": "zebra quagga " * 12},
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+@pytest.mark.filterwarnings("ignore:the prompt is longer")
+def test_batches_sizes_and_options_equal_those_of_diffusers(sd1, arguments):
+    many = 1 if isinstance(arguments["prompt"], str) else len(arguments["prompt"])
+    seeds = range(11, 11 + many * arguments.get("num_images_per_prompt", 1))
+    arguments = {"num_inference_steps": 5, "guidance_scale": 7.5, **arguments}
+    for name in ("ddim", "euler_a"):
+        kind, _ = REFERENCES[name]
+        reference = by_diffusers(sd1, kind.from_config(sd1.scheduler.config), seeds, **arguments)
+        assert_same(sdkit.text_to_image(model=sd1, scheduler=name, seed=11, **arguments), reference)
+
+
+def test_given_latents_equal_those_of_diffusers(sd1):
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    arguments = {"prompt": ["a star", "a cat"], "num_inference_steps": 4, "guidance_scale": 5.0, "latents": start}
+    reference = by_diffusers(
+        sd1, diffusers.EulerDiscreteScheduler.from_config(sd1.scheduler.config), [0, 1], **arguments
+    )
+    assert_same(sdkit.text_to_image(model=sd1, scheduler="euler", seed=0, **arguments), reference)
+
+
+def test_the_embedded_model_equals_diffusers_with_the_same_files(tiny):
+    reference = by_diffusers(
+        tiny.pipeline,
+        diffusers.DDIMScheduler.from_config(tiny.scheduler.config),
+        [7],
+        prompt="a red star on a blue background",
+        num_inference_steps=20,
+        guidance_scale=tiny.guidance_scale,
+    )
+    assert_same(sdkit.text_to_image("a red star on a blue background", seed=7), reference)
+
+
+@pytest.mark.parametrize(("name", "prediction_type"), itertools.product(REFERENCES, ["epsilon", "v_prediction"]))
+def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, tmp_path):
+    """Where a scheduler returns no x0, its own conversion of the model's output is the reference."""
+    pipeline = random_pipeline(tmp_path, prediction_type)
+    run = {"prompt": "a red star", "model": pipeline, "scheduler": name, "seed": 1, "num_inference_steps": 6}
+    scheduler = schedulers.fresh(name, pipeline.scheduler)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(1)
+    x = guided = None
+    for event in sdkit.stages(**run):
+        if event.stage is sdkit.Stage.LATENT and event.step is not None:
+            x = event.value
+        elif event.stage is sdkit.Stage.GUIDED:
+            guided = event.value
+        elif event.stage is sdkit.Stage.DENOISED:
+            t = scheduler.timesteps[event.step]
+            scheduler.scale_model_input(x, t)
+            if name.startswith(("dpmpp", "unipc")):
+                if scheduler.step_index is None:
+                    scheduler._init_step_index(t)
+                expected = scheduler.convert_model_output(guided, sample=x)
+                scheduler.step(guided, t, x)
+            else:
+                takes = {"generator": generator} if name == "euler_a" else {}
+                expected = scheduler.step(guided, t, x, **takes).pred_original_sample
+            assert torch.allclose(event.value, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+
+
+def photo(seed, size=(64, 64)):
+    noise = torch.randint(0, 256, (size[1] // 8, size[0] // 8, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.numpy().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_variation_equals_that_of_diffusers(sd1, name, strength, guidance_scale):
+    kind, extra = REFERENCES[name]
+    arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": guidance_scale}
+    arguments |= {"strength": strength, "image": photo(0)}
+    scheduler = kind.from_config(sd1.scheduler.config, **extra)
+    reference = by_diffusers(sd1, scheduler, [7], kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
+    assert_same(sdkit.image_to_image(model=sd1, scheduler=name, seed=7, **arguments), reference)
+
+
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.__name__)
+def test_a_variation_with_another_diffusers_scheduler_equals_that_of_diffusers(sd1, kind):
+    skip = {"skip_prk_steps": True} if kind is diffusers.PNDMScheduler else {}
+    scheduler = kind.from_config(sd1.scheduler.config, **skip)
+    arguments = {"prompt": "a red star", "num_inference_steps": 8, "guidance_scale": 4.0, "strength": 0.6}
+    arguments["image"] = photo(1)
+    fresh = kind.from_config(scheduler.config)
+    reference = by_diffusers(sd1, fresh, [3], kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
+    assert_same(sdkit.image_to_image(model=sd1, scheduler=scheduler, seed=3, **arguments), reference)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": "a red star", "image": photo(0, (96, 64)), "num_images_per_prompt": 3},
+        {"prompt": ["a red star", "a cat"], "image": [photo(0), photo(1)], "negative_prompt": ["", "a tree"]},
+        {"prompt": "a red star", "image": photo(0, (100, 70))},
+        {"prompt": "a red star", "image": torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))},
+        {"prompt": "a red star", "image": np.random.default_rng(0).random((64, 64, 3), dtype=np.float32)},
+    ],
+    ids=["several at once", "a list", "an odd size", "a tensor", "an array"],
+)
+@pytest.mark.filterwarnings("ignore:the picture is 100x70")
+def test_pictures_of_every_form_vary_as_in_diffusers(sd1, arguments):
+    arguments = {"num_inference_steps": 5, "guidance_scale": 5.0, "strength": 0.6, **arguments}
+    many = len(arguments["prompt"]) if isinstance(arguments["prompt"], list) else 1
+    seeds = range(4, 4 + many * arguments.get("num_images_per_prompt", 1))
+    for name in ("ddim", "euler_a"):
+        scheduler = REFERENCES[name][0].from_config(sd1.scheduler.config)
+        reference = by_diffusers(sd1, scheduler, seeds, kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
+        assert_same(sdkit.image_to_image(model=sd1, scheduler=name, seed=4, **arguments), reference)

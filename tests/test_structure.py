@@ -1,0 +1,89 @@
+"""Who may import whom, kept by reading the code; and what the package shows to the world."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdkit
+
+ROOT = Path(sdkit.__file__).parent
+LAYERS = {
+    "events": 0,
+    "noise": 0,
+    "settings": 0,
+    "schedulers": 1,
+    "pictures": 1,
+    "model": 1,
+    "loading": 2,
+    "process": 2,
+    "generate": 3,
+    "cli": 4,
+    "tiny": 4,
+}
+ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+
+def room_of(path):
+    return path.parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """The rooms that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdkit":
+            inner = node.module.split(".")[1:2]
+            names = inner or [sdkit._ROOMS.get(alias.name, alias.name) for alias in node.names]
+            yield from (name for name in names if not name.startswith("__"))
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("sdkit."))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=str)
+def test_rooms_import_downwards_only(path):
+    room = room_of(path)
+    above = {name for name in imported_rooms(path) if name != room and LAYERS[name] >= LAYERS[room]}
+    assert not above, f"{path} is on layer {LAYERS[room]} and imports {above}"
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=str)
+def test_every_room_says_what_it_is(path):
+    says = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    assert says is not None
+    assert says[0].isupper()
+
+
+def test_events_know_nothing_of_diffusers():
+    assert "diffusers" not in {
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse((ROOT / "events.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+
+
+def test_all_is_sorted_and_complete_and_every_name_loads():
+    assert sorted(sdkit.__all__) == sorted(sdkit._ROOMS)
+    for name in sdkit.__all__:
+        assert getattr(sdkit, name) is not None
+        assert name in dir(sdkit)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'txt2img'"):
+        sdkit.txt2img  # noqa: B018 - reading it is the test
+
+
+def test_every_public_name_has_a_docstring():
+    for name in sdkit.__all__:
+        value = getattr(sdkit, name)
+        if callable(value) and name != "Hook":
+            assert value.__doc__, name
+
+
+def test_importing_sdkit_imports_neither_torch_nor_diffusers():
+    code = "import sdkit, sys; print({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
