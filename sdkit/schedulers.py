@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_a": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+    "tcd": "TCDScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-_WITH_KARRAS = ("dpmpp_2m", "euler", "unipc")  # those whose class has `use_karras_sigmas`
+# Those whose class has `use_karras_sigmas`.
+_WITH_KARRAS = ("deis", "dpmpp_2m", "dpmpp_2s", "euler", "heun", "kdpm2", "kdpm2_a", "unipc")
 SCHEDULERS: tuple[str, ...] = tuple(sorted([*_CLASSES, *(f"{name}_karras" for name in _WITH_KARRAS)]))
 
 
@@ -77,6 +87,9 @@ def alpha_sigma(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
         alpha_bar = scheduler.alphas_cumprod[visit.t]
         return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     sigma = scheduler.sigmas[visit.index]
+    if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+        # KDPM2 looks from half-way in the second half of each step; its two classes count that list differently.
+        sigma = scheduler.sigmas_interpol[visit.index - ("Ancestral" in type(scheduler).__name__)]
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return alpha, sigma

@@ -38,7 +38,7 @@ CAPTION_DROPOUT = (
 AUTOENCODER = Recipe(steps=2600, batch=8, learning_rate=1.5e-3)  # on crops
 AUTOENCODER_WHOLE = Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20)  # then on whole pictures
 TEXT = Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50)
-UNET = Recipe(steps=8000, batch=16, learning_rate=6e-4)
+UNET = Recipe(steps=7000, batch=16, learning_rate=6e-4)
 PICTURES = 8_000  # that the autoencoder sees
 LATENTS = 24_000  # pictures that the U-Net sees, kept as latents
 
@@ -238,7 +238,7 @@ def train_unet(
         t = (strata**0.75 * schedule.config.num_train_timesteps).long().to(accelerator.device)
         return loss_at(x0.to(accelerator.device), t, captions, generator)
 
-    unseen = range(VALIDATION, VALIDATION + 128)
+    unseen = range(VALIDATION, VALIDATION + 64)
     with torch.no_grad():
         parts = torch.split(pixels(unseen), 32)
         x0_unseen = torch.cat([vae.encode(as_input(part).to(accelerator.device)).latent_dist.mean for part in parts])
@@ -259,7 +259,7 @@ def train_unet(
         save(out / "model", vae, encoder, tokenizer, unet)
         return row
 
-    fit("unet", unet, loss_of, UNET, out, accelerator, validate, every=500)
+    fit("unet", unet, loss_of, UNET, out, accelerator, validate, every=1000)
     unet.eval().save_pretrained(folder)
     return unet
 
