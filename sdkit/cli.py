@@ -13,7 +13,7 @@ from typing import Any
 
 from sdkit import __version__
 from sdkit.schedulers import SCHEDULERS
-from sdkit.settings import DTYPES, Settings, output_paths, pick
+from sdkit.settings import DTYPES, Settings, check_source, output_paths, pick
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         _generate(given)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"sdkit: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -73,10 +73,10 @@ def _generate(given: argparse.Namespace) -> None:
     scheduler = getattr(given, "scheduler", None)
     image = getattr(given, "image", None)
     # Everything that can be known to be wrong is said here, before the seconds that torch takes to import.
-    pictures = Settings(**asked).pictures
-    output_paths(given.output, pictures)
-    if given.contact_sheet is not None:
-        output_paths(given.contact_sheet, 1)
+    paths = output_paths(given.output, Settings(**asked).pictures)
+    sheet = None if given.contact_sheet is None else output_paths(given.contact_sheet, 1)[0]
+    if sheet in paths:
+        raise ValueError(f"the contact sheet would overwrite the picture {str(sheet)!r}; give it another name")
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
     if image is not None and not Path(image).expanduser().is_file():
@@ -85,6 +85,8 @@ def _generate(given: argparse.Namespace) -> None:
         raise ValueError("--strength was given without --image; it says how far to noise a picture")
     if given.dtype is not None:
         pick("dtype", given.dtype, DTYPES)
+    if given.model is not None:
+        check_source(given.model)
 
     from tqdm import tqdm
 
@@ -92,18 +94,20 @@ def _generate(given: argparse.Namespace) -> None:
 
     model = load(given.model, device=given.device, dtype=given.dtype)
     steps = asked.get("num_inference_steps", model.num_inference_steps)
+    if image is not None:
+        steps = int(steps * asked.get("strength", 0.8))
     with warnings.catch_warnings(), tqdm(total=steps, unit="step", leave=False) as bar:
         warnings.simplefilter("ignore")  # of the libraries
         warnings.filterwarnings("always", category=UserWarning, module="sdkit")
         warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
-        start = {} if image is None else {"image": image}
-        make = text_to_image if image is None else image_to_image
-        result = make(
-            **start, **asked, model=model, scheduler=scheduler, hooks=[on(Stage.DENOISED)(lambda _: bar.update())]
-        )
-    paths = result.save(given.output)
-    if given.contact_sheet is not None:
-        contact_sheet(result.images).save(given.contact_sheet)
+        hooks = [on(Stage.DENOISED)(lambda _: bar.update())]
+        if image is None:
+            result = text_to_image(**asked, model=model, scheduler=scheduler, hooks=hooks)
+        else:
+            result = image_to_image(image, **asked, model=model, scheduler=scheduler, hooks=hooks)
+    result.save(given.output)
+    if sheet is not None:
+        contact_sheet(result.images).save(sheet)
     _report(given, result, paths)
 
 

@@ -41,7 +41,7 @@ class Event:
 
     stage: Stage
     value: Tensor
-    step: int | None = None  # 0 .. steps-1
+    step: int | None = None  # 0 .. visits-1, which Heun and KDPM2 have nearly two of in a step
     t: int | None = None  # training timestep; 999 is pure noise
 
     def __str__(self) -> str:
@@ -62,7 +62,8 @@ def tap(
 
     Raises:
         TypeError: what was assigned is not a tensor.
-        ValueError: it has another shape, dtype or device, or the value was changed in place instead.
+        ValueError: it has another shape, dtype or device, or the value was changed in place instead (which cannot be
+            noticed under `torch.inference_mode`).
     """
     event = Event(stage, value, step, t)
     version = None if value.is_inference() else value._version
@@ -92,6 +93,8 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
 
     An exception in a hook passes through unchanged, with a note that names the hook, the stage and the step.
     """
+    if callable(hooks):
+        raise TypeError(f"hooks must be a list of functions; put {_name(hooks)!r} in brackets")
     hooks = tuple(hooks)
     with closing(events):
         while True:
@@ -104,7 +107,7 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
                 try:
                     hook(event)
                 except BaseException as error:
-                    error.add_note(f"raised by hook {_name(hook)} at {event}")
+                    error.add_note(f"raised by hook {_name(hook)!r} at {event}")
                     raise
 
 
@@ -126,6 +129,7 @@ def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
                 hook(event)
 
         update_wrapper(narrowed, hook)
+        narrowed.__qualname__ = _name(hook)
         return narrowed
 
     return narrow
@@ -139,4 +143,4 @@ def _stage(stage: Stage | str) -> Stage:
 
 
 def _name(hook: Hook) -> str:
-    return repr(getattr(hook, "__qualname__", None) or type(hook).__qualname__)
+    return getattr(hook, "__qualname__", type(hook).__qualname__)

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdkit import schedulers
+from sdkit import __version__, schedulers
 from sdkit.events import Event, Hook, run
 from sdkit.loading import load
-from sdkit.model import Model
 from sdkit.pictures import save_png, to_pil, to_pixels
 from sdkit.process import Generators, Run, reverse
 from sdkit.settings import Settings, output_paths
@@ -30,7 +29,7 @@ class Result:
     images: list[Image.Image]
     latents: Tensor  # (B, C, h, w), what diffusers returns for output_type="latent"
     seeds: list[int] | None  # one a picture; None where generators were given instead
-    settings: dict[str, Any]  # plain JSON values
+    settings: dict[str, Any]  # plain JSON values, all that made them but hooks
 
     @property
     def image(self) -> Image.Image:
@@ -73,7 +72,7 @@ def text_to_image(
         num_inference_steps: by default the model's own, 50 for Stable Diffusion and 20 for the embedded model.
         guidance_scale: g in uncond + g * (cond - uncond), off at 1 and below; by default the model's own.
         guidance_rescale: in [0, 1], against overexposure (arXiv:2305.08891).
-        eta: in [0, 1], the noise that DDIM puts back in each step (arXiv:2010.02502); others ignore it.
+        eta: in [0, 1], the noise that DDIM puts back in each step (arXiv:2010.02502); of the others only TCD heeds it.
         num_images_per_prompt: pictures of each prompt, which come one after another.
         seed: stands for one CPU generator a picture, so that each starts from the noise that it would have had alone.
             Seed 7 for three pictures means 7, 8, 9; a list gives each its own; without one it is drawn by lot.
@@ -85,9 +84,8 @@ def text_to_image(
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
-    events = stages(
+    settings = Settings(
         prompt,
-        model=model,
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -97,11 +95,8 @@ def text_to_image(
         eta=eta,
         num_images_per_prompt=num_images_per_prompt,
         seed=seed,
-        generator=generator,
-        latents=latents,
-        scheduler=scheduler,
     )
-    return run(events, hooks)
+    return run(_begin(settings, model, generator, scheduler, latents=latents), hooks)
 
 
 def image_to_image(
@@ -138,11 +133,8 @@ def image_to_image(
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
-    events = stages(
+    settings = Settings(
         prompt,
-        image=image,
-        strength=strength,
-        model=model,
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -151,11 +143,10 @@ def image_to_image(
         guidance_rescale=guidance_rescale,
         eta=eta,
         num_images_per_prompt=num_images_per_prompt,
+        strength=strength,
         seed=seed,
-        generator=generator,
-        scheduler=scheduler,
     )
-    return run(events, hooks)
+    return run(_begin(settings, model, generator, scheduler, image=image), hooks)
 
 
 def stages(
@@ -188,20 +179,8 @@ def stages(
         ...     if event.stage is Stage.DENOISED and event.step == 12:
         ...         break
     """
-    if image is None:
-        if strength is not None:
-            raise ValueError("strength was given without image; it says how far to noise a picture")
-        pixels = None
-    elif latents is not None:
-        raise ValueError("both image and latents were given; a run starts from one of them")
-    else:
-        pixels = to_pixels(image, height, width)  # (N, 3, H, W)
-        height, width = pixels.shape[-2:]
-        strength = 0.8 if strength is None else strength
-        if isinstance(prompt, str) and len(pixels) > 1:
-            prompt = [prompt] * len(pixels)
     settings = Settings(
-        prompt=prompt,
+        prompt,
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -210,56 +189,53 @@ def stages(
         guidance_rescale=guidance_rescale,
         eta=eta,
         num_images_per_prompt=num_images_per_prompt,
-        strength=strength,
+        strength=0.8 if strength is None and image is not None else strength,
         seed=seed,
     )
-    return _to_result(*_prepare(settings, load(model), generator, latents, pixels, scheduler))
+    return _begin(settings, model, generator, scheduler, latents=latents, image=image)
 
 
-def _to_result(request: Run, seeds: list[int] | None, record: dict[str, Any]) -> Generator[Event, None, Result]:
-    latents, image = yield from reverse(request)
-    return Result(to_pil(image), latents, seeds, record)
-
-
-def _prepare(
+def _begin(
     settings: Settings,
-    model: Model,
+    source: Any,
     generator: Generators,
-    latents: Tensor | None,
-    pixels: Tensor | None,
     scheduler: Any,
-) -> tuple[Run, list[int] | None, dict[str, Any]]:
-    """Fill in the model's defaults and draw what was left to chance: the run, its seeds, and the record of both."""
+    *,
+    latents: Tensor | None = None,
+    image: Any = None,
+) -> Generator[Event, None, Result]:
+    """Check everything, fill in the model's defaults, draw what was left to chance; then the run, not yet begun."""
+    model = load(source)
+    pixels = None
+    if image is not None:
+        if latents is not None:
+            raise ValueError("both image and latents were given; a run starts from one of them")
+        pixels = to_pixels(image, settings.height, settings.width)  # (N, 3, H, W)
+        settings = replace(settings, height=pixels.shape[-2], width=pixels.shape[-1])
+        if len(settings.prompts) == 1:
+            settings = replace(settings, prompt=settings.prompts * len(pixels) if len(pixels) > 1 else settings.prompt)
+        if len(pixels) not in (1, len(settings.prompts)):
+            raise ValueError(
+                f"{len(pixels)} pictures were given for {len(settings.prompts)} prompts; give one, or one each"
+            )
+    elif settings.strength is not None:
+        raise ValueError("strength was given without image; it says how far to noise a picture")
     height, width = settings.height or model.size[0], settings.width or model.size[1]
     steps = settings.num_inference_steps or model.num_inference_steps
     guidance_scale = model.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     settings = replace(settings, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance_scale)
-    seeds = None
-    if generator is None:
-        seeds = settings.seeds_from(secrets.randbelow(2**32) if settings.seed is None else settings.seed)
-        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-    elif settings.seed is not None:
-        raise ValueError("both seed and generator were given; give one of them")
-    elif isinstance(generator, list) and len(generator) != settings.pictures:
-        raise ValueError(f"{len(generator)} generators were given for {settings.pictures} pictures; give one each")
-    shape = model.latent_shape(settings.pictures, height, width)
-    if latents is not None and latents.shape != shape:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape} for these prompts and this size")
+    generator, seeds = _generators(settings, generator)
     stepper = schedulers.fresh(scheduler, model.scheduler)
-    visits = schedulers.visits(stepper, steps, model.device, 1.0 if settings.strength is None else settings.strength)
+    visits = schedulers.visits(stepper, steps, model.device, settings.strength)
+    shape = model.latent_shape(settings.pictures, height, width)
     request = Run(
         model=model,
-        prompts=settings.prompts,
-        negative_prompts=settings.negative_prompts,
-        height=height,
-        width=width,
+        settings=settings,
         guidance_scale=guidance_scale,
-        guidance_rescale=settings.guidance_rescale,
-        eta=settings.eta,
-        num_images_per_prompt=settings.num_images_per_prompt,
+        shape=shape,
         generator=generator,
-        latents=latents,
-        pixels=None if pixels is None else _one_each(pixels, settings),
+        latents=None if latents is None else _check_latents(latents, shape, model.dtype),
+        pixels=pixels,
         scheduler=stepper,
         visits=visits,
     )
@@ -267,25 +243,44 @@ def _prepare(
         **asdict(settings),
         "seed": seeds,
         "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
-        "scheduler": {"class": type(stepper).__name__, **_plain(stepper.config)},
+        "scheduler": {"class": type(stepper).__name__, **schedulers.plain(stepper.config)},
         "model": model.name,
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("sdkit-stages", "torch", "diffusers", "transformers")},
+        "versions": {
+            "sdkit": __version__,
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
     }
-    return request, seeds, record
+    return _to_result(request, seeds, record)
 
 
-def _one_each(pixels: Tensor, settings: Settings) -> Tensor:
-    """(B, 3, H, W): the pictures, repeated as their prompts are."""
-    if len(pixels) not in (1, len(settings.prompts)):
-        raise ValueError(
-            f"{len(pixels)} pictures were given for {len(settings.prompts)} prompts; give one, or one each"
-        )
-    each = settings.pictures // len(pixels)
-    return torch.cat([one for one in torch.split(pixels, 1) for _ in range(each)])  # cat keeps the memory layout
+def _to_result(request: Run, seeds: list[int] | None, record: dict[str, Any]) -> Generator[Event, None, Result]:
+    try:
+        latents, image = yield from reverse(request)
+    finally:
+        request.model.pipeline.maybe_free_model_hooks()  # where the pipeline offloads, its parts go back
+    return Result(to_pil(image), latents, seeds, record)
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """A scheduler's configuration without diffusers' private entries."""
-    return {name: value for name, value in dict(config).items() if not name.startswith("_")}
+def _generators(settings: Settings, generator: Generators) -> tuple[Generators, list[int] | None]:
+    """The generators of a run and the seeds that they stand for, or those given and None."""
+    if generator is None:
+        seeds = settings.seeds_from(secrets.randbelow(2**32) if settings.seed is None else settings.seed)
+        return [torch.Generator().manual_seed(seed) for seed in seeds], seeds
+    if settings.seed is not None:
+        raise ValueError("both seed and generator were given; give one of them")
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(isinstance(one, torch.Generator) for one in given):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, but is {generator!r}")
+    if isinstance(generator, list) and len(generator) != settings.pictures:
+        raise ValueError(f"{len(generator)} generators were given for {settings.pictures} pictures; give one each")
+    return generator, None
+
+
+def _check_latents(latents: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a tensor, but is a {type(latents).__name__}")
+    if latents.shape != shape:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape} for these prompts and this size")
+    return latents.detach().to(dtype)

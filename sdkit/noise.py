@@ -12,16 +12,6 @@ from torch import Tensor
 Scalar = Tensor | float
 
 
-def add_noise(x0: Tensor, eps: Tensor, alpha: Scalar, sigma: Scalar) -> Tensor:
-    """x = alpha * x0 + sigma * eps, all of one shape."""
-    return alpha * x0 + sigma * eps
-
-
-def snr(alpha: Scalar, sigma: Scalar) -> Scalar:
-    """Signal-to-noise ratio alpha^2 / sigma^2."""
-    return (alpha / sigma) ** 2
-
-
 def x0_from(prediction: Tensor, x: Tensor, alpha: Scalar, sigma: Scalar, prediction_type: str) -> Tensor:
     """The clean sample that a prediction implies.
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -61,7 +61,9 @@ def _fit(image: Any, height: int | None, width: int | None) -> Tensor:
         raise ValueError(f"the picture is {w}x{h} pixels; expected at least 8x8")
     if to != (h, w) and (height, width) == (None, None):
         warnings.warn(f"the picture is {w}x{h}, which 8 does not divide; fitted to {to[1]}x{to[0]}", stacklevel=4)
-    pixels: Tensor = VaeImageProcessor().preprocess(image, *to)
+    # Floats with negative values are in [-1, 1] already.
+    normalise = isinstance(image, Image.Image) or float(image.min()) >= 0
+    pixels: Tensor = VaeImageProcessor(do_normalize=normalise).preprocess(image, *to)
     return pixels
 
 
@@ -73,11 +75,10 @@ def _check_shape(image: Tensor) -> Tensor:
 
 
 def _in_range(image: AnyArray) -> AnyArray:
-    """Floats in [0, 1]; where some are negative they are taken to lie in [-1, 1]."""
     low, high = float(image.min()), float(image.max())
     if not (low >= -1 and high <= 1):
         raise ValueError(f"a picture of floats lies in [0, 1], or in [-1, 1], but goes from {low:g} to {high:g}")
-    return image / 2 + 0.5 if low < 0 else image
+    return image
 
 
 def _as_rgb(image: Any) -> Image.Image:
@@ -85,9 +86,7 @@ def _as_rgb(image: Any) -> Image.Image:
         path = Path(image).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"there is no picture {str(image)!r}")
-        with Image.open(path) as opened:
-            opened.load()
-            image = opened
+        image = _open(path)
     elif isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
@@ -102,13 +101,24 @@ def _as_rgb(image: Any) -> Image.Image:
     return rgb
 
 
+def _open(path: str | Path) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened
+    except UnidentifiedImageError:
+        raise ValueError(f"{str(path)!r} is not a picture that can be read") from None
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(f"a picture array is (H, W), (H, W, 3) or (H, W, 4), but is {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
-        array = (_in_range(array) * 255).round().astype(np.uint8)
+        if _in_range(array).min() < 0:
+            raise ValueError(f"an array of floats that is not (H, W, 3) lies in [0, 1], but has {array.min():g}")
+        array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(f"a picture array holds uint8 or floats, but is {array.dtype}")
     return Image.fromarray(array)
@@ -122,8 +132,8 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     """
     if not image.isfinite().all():
         raise ValueError(
-            f"the decoded picture holds NaN or infinity, which {image.dtype} tends to give in some autoencoders; "
-            "load the model with dtype='float32' or dtype='bfloat16'"
+            f"the decoded picture holds NaN or infinity (in {image.dtype}); with half precision, load the model with "
+            "dtype='float32' or dtype='bfloat16', and otherwise look at what the hooks put in"
         )
     pictures: list[Image.Image] = VaeImageProcessor().postprocess(image, output_type="pil")
     return pictures
@@ -132,7 +142,7 @@ def to_pil(image: Tensor) -> list[Image.Image]:
 def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Write a PNG with its settings in it, as UTF-8 JSON under the key "sdkit"."""
     info = PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False))
+    info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False, allow_nan=False))
     picture.save(path, format="PNG", pnginfo=info)
 
 
@@ -142,8 +152,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file carries none.
     """
-    with Image.open(path) as picture:
-        text = picture.info.get(METADATA_KEY)
+    text = _open(path).info.get(METADATA_KEY)
     if text is None:
         raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
     settings: dict[str, Any] = json.loads(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sdkit.events import Event, Stage, tap
 from sdkit.model import Model
 from sdkit.noise import guide, prediction_from, x0_from
 from sdkit.schedulers import Visit
+from sdkit.settings import Settings
 
 Generators = list[torch.Generator] | torch.Generator | None
 
@@ -25,23 +26,14 @@ class Run:
     """Everything that one run of the reverse process is made from, checked and complete."""
 
     model: Model
-    prompts: list[str]
-    negative_prompts: list[str]
-    height: int
-    width: int
+    settings: Settings  # complete
     guidance_scale: float
-    guidance_rescale: float
-    eta: float
-    num_images_per_prompt: int
-    generator: Generators  # one for each picture, as many as `pictures`
+    shape: tuple[int, int, int, int]  # (B, C, h, w) of the latents
+    generator: Generators  # one for each picture, or one for all
     latents: Tensor | None  # (B, C, h, w) start noise of unit variance, drawn from the generators if None
-    pixels: Tensor | None  # (B, 3, H, W) in [-1, 1], the pictures to start from if not from noise alone
+    pixels: Tensor | None  # (N, 3, H, W) in [-1, 1], N pictures to start from if not from noise alone; B = N * n
     scheduler: Any  # a fresh one
     visits: list[Visit]  # the timesteps that it was set to
-
-    @property
-    def pictures(self) -> int:
-        return len(self.prompts) * self.num_images_per_prompt
 
     @property
     def guided(self) -> bool:
@@ -62,23 +54,20 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     for step, visit in enumerate(run.visits):
         t = visit.t
         held, x = x, (yield from tap(Stage.LATENT, x, step=step, t=t))
-        if x is not held and schedulers.ignores_sample(scheduler, step):
-            raise ValueError(
-                f"stage 'latent', step {step}: {type(scheduler).__name__} goes on from a sample of its own here and "
-                "would not hear the edit; edit the first visit of each timestep, or use another scheduler"
-            )
+        if x is not held:
+            schedulers.accept_edit(scheduler, step, visit)
         noise = model.predict(scheduler.scale_model_input(x, visit.tensor), visit.tensor, text)  # (2B, C, h, w)
         noise = yield from tap(Stage.NOISE, noise, step=step, t=t)
         if run.guided:
             uncond, cond = noise.chunk(2)
-            noise = guide(uncond, cond, run.guidance_scale, run.guidance_rescale)
+            noise = guide(uncond, cond, run.guidance_scale, run.settings.guidance_rescale)
         guided = yield from tap(Stage.GUIDED, noise, step=step, t=t)  # (B, C, h, w)
         alpha, sigma = schedulers.alpha_sigma(scheduler, visit)
         believed = schedulers.clip(scheduler, x0_from(guided, x, alpha, sigma, kind)).to(x.dtype)
         x0 = yield from tap(Stage.DENOISED, believed, step=step, t=t)
         if x0 is not believed:  # step along the prediction that the edited x0 stands for
             guided = prediction_from(x0, x, alpha, sigma, kind).to(guided.dtype)
-        x = schedulers.step_back(scheduler, guided, visit.tensor, x, eta=run.eta, generator=run.generator)
+        x = schedulers.step_back(scheduler, guided, visit.tensor, x, eta=run.settings.eta, generator=run.generator)
     x = yield from tap(Stage.LATENT, x)
     image = yield from tap(Stage.IMAGE, model.decode(x))
     return x, image
@@ -86,17 +75,27 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
 
 def _listen(run: Run) -> Generator[Event, None, Tensor]:
     """Prompts to token ids to text embeddings, the negative ones first."""
-    model, each = run.model, run.num_images_per_prompt
-    halves = [run.negative_prompts, run.prompts] if run.guided else [run.prompts]
-    ids = torch.cat([model.tokenize(prompts).repeat_interleave(each, 0) for prompts in halves])
+    model, settings, each = run.model, run.settings, run.settings.num_images_per_prompt
+    halves = [settings.negative_prompts, settings.prompts] if run.guided else [settings.prompts]
+    ids = torch.cat([_repeat(model.tokenize(prompts), each) for prompts in halves])
     ids = yield from tap(Stage.TOKENS, ids)  # (2B, L)
-    texts = []
-    for half in ids.chunk(len(halves)):
-        unique = half[::each]
-        same = torch.equal(unique.repeat_interleave(each, 0), half)
-        # Encoded once a prompt, as diffusers does: another batch size may round differently.
-        texts.append(model.encode_text(unique).repeat_interleave(each, 0) if same else model.encode_text(half))
+    # Encoded once a prompt, as diffusers does: another batch size may round differently.
+    texts = [
+        _repeat(model.encode_text(rows), len(half) // len(rows)) for half, rows in _distinct(ids, len(halves), each)
+    ]
     return (yield from tap(Stage.TEXT, torch.cat(texts)))
+
+
+def _distinct(values: Tensor, parts: int, each: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of the parts of a batch: all its rows, and one of every `each` unless someone made them differ."""
+    for part in values.chunk(parts):
+        first = part[::each]
+        yield part, first if torch.equal(_repeat(first, each), part) else part
+
+
+def _repeat(values: Tensor, each: int) -> Tensor:
+    """Every row `each` times in a row. By cat, which keeps the memory layout and so what convolutions round to."""
+    return torch.cat([row for row in torch.split(values, 1) for _ in range(each)])
 
 
 def _start(run: Run) -> Generator[Event, None, Tensor]:
@@ -104,30 +103,32 @@ def _start(run: Run) -> Generator[Event, None, Tensor]:
 
     Noise comes from CPU generators, so that a seed means the same on every device.
     """
-    model, scheduler = run.model, run.scheduler
     if run.pixels is None:
-        shape = model.latent_shape(run.pictures, run.height, run.width)
-        noise = run.latents.to(model.device) if run.latents is not None else _noise(run, shape)
-        x: Tensor = noise * scheduler.init_noise_sigma
+        noise = run.latents.to(run.model.device) if run.latents is not None else _noise(run)
+        x: Tensor = noise * run.scheduler.init_noise_sigma
         return x
     x0 = yield from _encode(run, run.pixels)
     first = run.visits[0].tensor.repeat(len(x0))  # (B,)
-    start: Tensor = scheduler.add_noise(x0, _noise(run, x0.shape), first)
+    start: Tensor = run.scheduler.add_noise(x0, _noise(run), first)
     return start
 
 
 def _encode(run: Run, pixels: Tensor) -> Generator[Event, None, Tensor]:
     """Pictures to latents drawn from the encoder's posterior, (B, C, h, w), scaled as the U-Net knows them."""
-    model = run.model
-    pixels = yield from tap(Stage.PIXELS, pixels.to(model.device, model.dtype))
-    # One by one where each picture has its own generator, as diffusers does: a batch may round differently.
-    parts = torch.split(pixels, 1) if isinstance(run.generator, list) else [pixels]
-    posterior = yield from tap(Stage.POSTERIOR, torch.cat([model.encode(part) for part in parts]))
+    model, each = run.model, run.shape[0] // len(pixels)
+    pixels = yield from tap(Stage.PIXELS, _repeat(pixels, each).to(model.device, model.dtype))
+    # As diffusers does: one by one where each picture has its own generator, otherwise each given picture once.
+    single = not isinstance(run.generator, list)
+    parts = [rows for _, rows in _distinct(pixels, 1, each)] if single else torch.split(pixels, 1)
+    posterior = torch.cat([model.encode(part) for part in parts])
+    posterior = yield from tap(Stage.POSTERIOR, _repeat(posterior, len(pixels) // len(posterior)))
+    if single:
+        (_, posterior), *_ = _distinct(posterior, 1, each)
     latents: Tensor = DiagonalGaussianDistribution(posterior).sample(run.generator)
-    scaled: Tensor = latents * model.vae.config.scaling_factor
+    scaled: Tensor = _repeat(latents, len(pixels) // len(latents)) * model.vae.config.scaling_factor
     return scaled
 
 
-def _noise(run: Run, shape: tuple[int, ...]) -> Tensor:
-    noise: Tensor = randn_tensor(shape, generator=run.generator, device=run.model.device, dtype=run.model.dtype)
+def _noise(run: Run) -> Tensor:
+    noise: Tensor = randn_tensor(run.shape, generator=run.generator, device=run.model.device, dtype=run.model.dtype)
     return noise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +14,26 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_CLASSES = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2s": "DPMSolverSinglestepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "kdpm2": "KDPM2DiscreteScheduler",
-    "kdpm2_a": "KDPM2AncestralDiscreteScheduler",
-    "lcm": "LCMScheduler",
-    "pndm": "PNDMScheduler",
-    "tcd": "TCDScheduler",
-    "unipc": "UniPCMultistepScheduler",
+# Each name with what makes it that algorithm, whatever the model's own scheduler was configured for.
+_NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+    "kdpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as Stable Diffusion configures it
+    "tcd": ("TCDScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
 }
-# Those whose class has `use_karras_sigmas`.
 _WITH_KARRAS = ("deis", "dpmpp_2m", "dpmpp_2s", "euler", "heun", "kdpm2", "kdpm2_a", "unipc")
-SCHEDULERS: tuple[str, ...] = tuple(sorted([*_CLASSES, *(f"{name}_karras" for name in _WITH_KARRAS)]))
+_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+SCHEDULERS: tuple[str, ...] = tuple(sorted([*_NAMED, *(f"{name}_karras" for name in _WITH_KARRAS)]))
 
 
 def fresh(scheduler: Any, model_scheduler: Any) -> Any:
@@ -40,19 +43,38 @@ def fresh(scheduler: Any, model_scheduler: Any) -> Any:
         scheduler: a short name, which takes over the model's noise schedule; a diffusers scheduler, whose
             configuration is copied; or None, the model's own.
         model_scheduler: the scheduler that the model came with.
+
+    Raises:
+        ValueError: the name is unknown, or the scheduler is not one for Stable Diffusion.
+        TypeError: it is neither a name nor a scheduler.
     """
-    if scheduler is None:
-        scheduler = model_scheduler
-    if not isinstance(scheduler, str):
-        if not hasattr(scheduler, "set_timesteps"):
-            raise TypeError(f"scheduler must be a short name or a diffusers scheduler, but is {scheduler!r}")
-        return type(scheduler).from_config(scheduler.config)
+    if isinstance(scheduler, str):
+        return _named(pick("scheduler", scheduler, SCHEDULERS), model_scheduler)
+    given = model_scheduler if scheduler is None else scheduler
+    if isinstance(given, type) or not hasattr(given, "set_timesteps"):
+        raise TypeError(f"scheduler must be a short name or a diffusers scheduler object, but is {given!r}")
+    kind = type(given).__name__
+    if not hasattr(given, "alphas_cumprod"):
+        raise ValueError(f"{kind} has no noise schedule of Stable Diffusion; use one of {', '.join(SCHEDULERS)}")
+    if kind == "DPMSolverSDEScheduler":
+        raise ValueError(f"{kind} draws noise that no seed reaches; use dpmpp_2m, or euler_a for a stochastic one")
+    return type(given).from_config(given.config)
+
+
+def _named(name: str, model_scheduler: Any) -> Any:
     import diffusers
 
-    pick("scheduler", scheduler, SCHEDULERS)
-    name = scheduler.removesuffix("_karras")
-    karras = {"use_karras_sigmas": True} if name != scheduler else {}
-    return getattr(diffusers, _CLASSES[name]).from_config(model_scheduler.config, **karras)
+    kind, fixed = _NAMED[name.removesuffix("_karras")]
+    scheduler = getattr(diffusers, kind)
+    spacings = {spacing: False for spacing in _SPACINGS if spacing in _parameters(scheduler)}
+    if name.endswith("_karras"):
+        spacings["use_karras_sigmas"] = True
+    return scheduler.from_config(model_scheduler.config, **fixed, **spacings)
+
+
+def _parameters(scheduler: type) -> Mapping[str, Any]:
+    """What a class is configured by; a configuration that was taken over may hold more, which it does not heed."""
+    return inspect.signature(scheduler.__init__).parameters  # type: ignore[misc]  # of that very class
 
 
 @dataclass(frozen=True)
@@ -64,15 +86,17 @@ class Visit:
     tensor: Tensor  # the same as the 0-d tensor that diffusers works with
 
 
-def visits(scheduler: Any, num_inference_steps: int, device: torch.device, strength: float = 1.0) -> list[Visit]:
-    """Set the scheduler's timesteps and list those that a run visits: the last `strength` of them, as in SDEdit.
+def visits(scheduler: Any, num_inference_steps: int, device: torch.device, strength: float | None) -> list[Visit]:
+    """Set the scheduler's timesteps and list those that a run visits: all, or the last `strength` of them (SDEdit).
 
     The numbers are taken from the device once: asking each tensor for its own would wait for the GPU in every step.
     """
     scheduler.set_timesteps(num_inference_steps, device=device)
-    first = (num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)) * scheduler.order
-    if first and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    first = 0
+    if strength is not None:
+        first = (num_inference_steps - int(num_inference_steps * strength)) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
     numbers = [round(t) for t in scheduler.timesteps.tolist()]
     return [Visit(i, numbers[i], scheduler.timesteps[i]) for i in range(first, len(numbers))]
 
@@ -96,32 +120,62 @@ def alpha_sigma(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
     return sigma.new_ones(()), sigma
 
 
-def level(scheduler: Any, visit: Visit) -> dict[str, float]:
-    """How noisy a visit is: the timestep, sigma where the signal has scale 1, and alpha-bar, the signal's share."""
-    alpha, sigma = alpha_sigma(scheduler, visit)
-    return {"t": visit.t, "sigma": float(sigma / alpha), "alpha_bar": float(alpha**2 / (alpha**2 + sigma**2))}
+def level(scheduler: Any, visit: Visit) -> dict[str, float | None]:
+    """How noisy a visit is: the timestep, sigma where the signal has scale 1 (None if there is no signal), and
+    alpha-bar, the signal's share of the variance."""
+    alpha, sigma = (float(value) for value in alpha_sigma(scheduler, visit))
+    return {"t": visit.t, "sigma": sigma / alpha if alpha else None, "alpha_bar": alpha**2 / (alpha**2 + sigma**2)}
 
 
 def clip(scheduler: Any, x0: Tensor) -> Tensor:
-    """x0 within the bounds that the scheduler's configuration sets; Stable Diffusion's sets none."""
-    if scheduler.config.get("thresholding"):
+    """x0 within the bounds that the scheduler's class and configuration set; Stable Diffusion's sets none."""
+    heeded, config = _parameters(type(scheduler)), scheduler.config
+    if "thresholding" in heeded and config.thresholding:
         clipped: Tensor = scheduler._threshold_sample(x0)
         return clipped
-    if scheduler.config.get("clip_sample"):
-        bound = scheduler.config.clip_sample_range
-        return x0.clamp(-bound, bound)
+    if "clip_sample" in heeded and config.clip_sample:
+        return x0.clamp(-config.clip_sample_range, config.clip_sample_range)
     return x0
 
 
-def ignores_sample(scheduler: Any, step: int) -> bool:
-    """Whether this step goes on from a sample that the scheduler kept, so that an edited latent would go unheard.
+def accept_edit(scheduler: Any, step: int, visit: Visit) -> None:
+    """Make an edited latent heard where the scheduler would go on from a sample that it kept.
 
-    So do the second half of each step of Heun and KDPM2, and the repeated visits of PNDM.
+    UniPC and SA-Solver correct the new latent from the last one; without the last one they skip that. The second half
+    of each step of Heun and KDPM2, the later orders of a singlestep solver and the repeated visits of PNDM start from
+    the kept sample, and cannot be told otherwise.
+
+    Raises:
+        ValueError: the edit would go unheard.
     """
+    if hasattr(scheduler, "last_sample"):
+        scheduler.last_sample = None
+    elif _keeps_sample(scheduler, step, visit):
+        raise ValueError(
+            f"stage 'latent', step {step}: {type(scheduler).__name__} goes on from a sample of its own here and "
+            "would not hear the edit; edit the first visit of each timestep, or use another scheduler"
+        )
+
+
+def _keeps_sample(scheduler: Any, step: int, visit: Visit) -> bool:
     if type(scheduler).__name__ == "PNDMScheduler":
         runge_kutta = 0 if scheduler.config.skip_prk_steps else len(scheduler.prk_timesteps)
         return step % 4 != 0 if step < runge_kutta else runge_kutta == 0 and step == 1
+    if hasattr(scheduler, "order_list"):
+        return bool(scheduler.order_list[visit.index] > 1)
     return not getattr(scheduler, "state_in_first_order", True)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A scheduler's configuration as plain JSON values, without diffusers' private entries.
+
+    JSON has no infinity; the only one there is, `lambda_min_clipped`, is a default and comes back by itself.
+    """
+    return {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in dict(config).items()
+        if not name.startswith("_") and not (isinstance(value, float) and math.isinf(value))
+    }
 
 
 def step_back(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 SEED_LIMIT = 2**63  # seeds are signed 64-bit and not negative
@@ -29,6 +31,8 @@ class Settings:
     seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # numbers of numpy and torch become Python's, which the record can hold
+            object.__setattr__(self, field.name, _python(getattr(self, field.name)))
         _texts("prompt", self.prompt)
         if self.negative_prompt is not None:
             _texts("negative_prompt", self.negative_prompt)
@@ -39,10 +43,8 @@ class Settings:
                 )
         for side in ("height", "width"):
             value = getattr(self, side)
-            if value is not None:
-                _whole(side, value, at_least=8)
-                if value % 8:
-                    raise ValueError(f"{side} {value} is not a multiple of 8; try {max(8, round(value / 8) * 8)}")
+            if value is not None and _whole(side, value, at_least=8) % 8:
+                raise ValueError(f"{side} {value} is not a multiple of 8; try {max(8, round(value / 8) * 8)}")
         if self.num_inference_steps is not None:
             _whole("num_inference_steps", self.num_inference_steps, at_least=1)
         if self.guidance_scale is not None:
@@ -52,24 +54,19 @@ class Settings:
         if self.strength is not None:
             _number("strength", self.strength, 0, 1)
             if self.num_inference_steps is not None and int(self.num_inference_steps * self.strength) < 1:
+                enough = math.ceil(1000 / self.num_inference_steps) / 1000
                 raise ValueError(
                     f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
-                    f"it takes at least {1 / self.num_inference_steps:.3g}"
+                    f"it takes at least {enough:g}"
                 )
         _whole("num_images_per_prompt", self.num_images_per_prompt, at_least=1)
         if self.seed is not None:
             self._check_seed()
 
     def _check_seed(self) -> None:
-        given = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed]
-        for seed in given:
+        for seed in list(self.seed) if isinstance(self.seed, Sequence) else [self.seed]:
             if _whole("seed", seed, at_least=0) >= SEED_LIMIT:
                 raise ValueError(f"seed {seed} is too large; seeds go from 0 to 2**63 - 1")
-        if isinstance(self.seed, Sequence) and len(given) != self.pictures:
-            raise ValueError(
-                f"{len(given)} seeds were given for {self.pictures} pictures; "
-                "give one each, or a single one that the pictures count up from"
-            )
 
     @property
     def prompts(self) -> list[str]:
@@ -88,7 +85,14 @@ class Settings:
 
     def seeds_from(self, seed: int | Sequence[int]) -> list[int]:
         """One seed for each picture: 7 for three pictures means 7, 8, 9."""
-        return [(seed + i) % SEED_LIMIT for i in range(self.pictures)] if isinstance(seed, int) else list(seed)
+        if isinstance(seed, int):
+            return [(seed + i) % SEED_LIMIT for i in range(self.pictures)]
+        if len(seed) != self.pictures:
+            raise ValueError(
+                f"{len(seed)} seeds were given for {self.pictures} pictures; "
+                "give one each, or a single one that the pictures count up from"
+            )
+        return list(seed)
 
 
 def pick(what: str, name: str, among: Collection[str]) -> str:
@@ -112,6 +116,8 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
         FileNotFoundError: its folder does not exist.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; give the name of a PNG in it")
     if path.suffix.lower() != ".png":
         raise ValueError(f"pictures are saved as PNG with their settings inside, so {str(path)!r} must end in .png")
     if not path.parent.is_dir():
@@ -119,6 +125,33 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
     if pictures == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
+
+
+def check_source(model: str | Path) -> Path | None:
+    """The folder that a model's name stands for, or None for an id on the hub.
+
+    Raises:
+        FileNotFoundError: it is neither a folder in diffusers' layout nor an id.
+        ValueError: it is a file.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{str(model)!r} is a file; expected a folder in diffusers' layout, with a model_index.json")
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"the folder {str(model)!r} has no model_index.json; expected diffusers' layout")
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model)):
+        raise FileNotFoundError(
+            f"there is no folder {str(model)!r}, nor is that an id of the form owner/name on the hub"
+        )
+    return None
+
+
+def _python(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_python(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _texts(name: str, value: object) -> None:
@@ -142,5 +175,5 @@ def _number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, but is {value!r}")
     if not low <= value <= high or math.isinf(value):
-        room = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        room = f"a number from {low:g} up" if math.isinf(high) else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} must be {room}, but is {value:g}")

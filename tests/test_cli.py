@@ -65,9 +65,20 @@ def test_unheard_words_are_said_without_ado(tmp_path, capsys):
     assert "sdkit: the prompt is longer than 32 tokens; not heard: " in capsys.readouterr().err
 
 
-def test_a_missing_model_is_one_sentence(tmp_path, capsys):
-    assert main(["generate", "a star", "--model", "./nowhere", "-o", str(tmp_path / "a.png")]) == 2
-    assert capsys.readouterr().err.startswith("sdkit: error: there is no folder './nowhere'")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "no-such-owner/no-such-model"], "could not be fetched from the hub; check the id"),
+        (["--device", "foo"], "device 'foo' is not to be had here; the best that is: 'cpu'"),
+        (["--image", __file__], "test_cli.py' is not a picture that can be read"),
+    ],
+)
+def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, capsys):
+    assert main(["generate", "a star", "-o", str(tmp_path / "a.png"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "sdkit: error: " in said
+    assert words in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -84,6 +95,8 @@ def test_a_missing_model_is_one_sentence(tmp_path, capsys):
         (["generate", "a star", "--dtype", "half"], "unknown dtype 'half'"),
         (["generate", "a star", "-o", "star.jpg"], "'star.jpg' must end in .png"),
         (["generate", "a star", "-o", "no/where.png"], "the folder 'no' does not exist"),
+        (["generate", "a star", "--model", "./nowhere"], "there is no folder './nowhere'"),
+        (["generate", "a star", "-o", "a.png", "--contact-sheet", "a.png"], "would overwrite the picture 'a.png'"),
         (["generate", "a star", "--strength", "0.5"], "--strength was given without --image"),
         (["generate", "a star", "--image", "no.png"], "there is no picture 'no.png'"),
         (["generate", "a star", "--num-inference-steps", "0"], "num_inference_steps must be at least 1"),

@@ -131,9 +131,14 @@ def test_two_processes_driven_in_turn_do_not_touch_one_another():
     assert torch.equal(first.value, torch.ones(1))
 
 
+def test_a_hook_without_brackets_is_told_to_be_a_list():
+    with pytest.raises(TypeError, match="put 'print' in brackets"):
+        run(countdown(torch.zeros(1)), print)
+
+
 @pytest.mark.parametrize("stages", [(), ("latnet",)])
 def test_on_without_a_known_stage_says_which_there_are(stages):
-    with pytest.raises(ValueError, match="tokens, text, latent, noise, guided, denoised, image"):
+    with pytest.raises(ValueError, match="tokens, text, pixels, posterior, latent, noise, guided, denoised, image"):
         on(*stages)
 
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from conftest import random_pipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, EulerDiscreteScheduler
 from PIL import Image
 
 import sdkit
@@ -98,6 +99,24 @@ def test_the_settings_alone_make_the_same_picture_again(sd1, tmp_path):
     assert torch.equal(again.latents, result.latents)
 
 
+def test_settings_are_plain_json_whatever_the_scheduler_was_made_from(sd1):
+    betas = np.linspace(1e-4, 0.02, 1000)
+    result = sdkit.text_to_image("a", model=sd1, scheduler=DDIMScheduler(trained_betas=betas), num_inference_steps=1)
+    assert json.loads(json.dumps(result.settings, allow_nan=False))["scheduler"]["trained_betas"] == betas.tolist()
+
+
+def test_a_short_name_means_its_algorithm_whatever_the_model_was_configured_for(tmp_path):
+    pipeline = random_pipeline(tmp_path)
+    options = {"model": pipeline, "seed": 1, "num_inference_steps": 4}
+    plain = {
+        name: sdkit.text_to_image("a", scheduler=name, **options).latents for name in ("euler", "dpmpp_2m", "pndm")
+    }
+    other = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "skip_prk_steps": False}
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **other)
+    for name, latents in plain.items():
+        assert torch.equal(sdkit.text_to_image("a", scheduler=name, **options).latents, latents)
+
+
 def test_a_scheduler_object_is_copied_and_left_alone(sd1):
     scheduler = EulerDiscreteScheduler.from_config(sd1.scheduler.config)
     options = {"model": sd1, "seed": 0, "num_inference_steps": 3}
@@ -110,9 +129,14 @@ def test_a_scheduler_object_is_copied_and_left_alone(sd1):
     ("arguments", "error", "words"),
     [
         ({"scheduler": "eulr"}, ValueError, "unknown scheduler 'eulr'; did you mean 'euler'"),
-        ({"scheduler": 3}, TypeError, "scheduler must be a short name or a diffusers scheduler, but is 3"),
+        ({"scheduler": 3}, TypeError, "scheduler must be a short name or a diffusers scheduler object, but is 3"),
         ({"latents": torch.zeros(1, 4, 9, 9)}, ValueError, r"shape \(1, 4, 9, 9\); expected \(1, 4, 8, 8\)"),
         ({"seed": 1, "generator": torch.Generator()}, ValueError, "both seed and generator were given"),
+        ({"generator": 7}, TypeError, "generator must be a torch.Generator or a list of them, but is 7"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, TypeError, "latents must be a tensor, but is a ndarray"),
+        ({"seed": [1, 2]}, ValueError, "2 seeds were given for 1 pictures"),
+        ({"scheduler": EulerDiscreteScheduler}, TypeError, "a short name or a diffusers scheduler object"),
+        ({"scheduler": EDMEulerScheduler()}, ValueError, "EDMEulerScheduler has no noise schedule of Stable Diffusion"),
         ({"generator": [torch.Generator()] * 2}, ValueError, "2 generators were given for 1 pictures"),
         ({"height": 12}, ValueError, "height 12 is not a multiple of 8"),
         ({"strength": 0.5}, ValueError, "strength was given without image"),

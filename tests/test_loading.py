@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import random_pipeline
 
 import sdkit
 
@@ -54,7 +55,13 @@ def test_loading_leaves_the_loudness_of_the_libraries_as_it_was(sd1, tmp_path):
         ("no-such-owner/no-such-model", {}, FileNotFoundError, "could not be fetched from the hub; check the id"),
         ("nonsense", {}, FileNotFoundError, "nor is that an id of the form owner/name"),
         (None, {"dtype": "float17"}, ValueError, "unknown dtype 'float17'; did you mean 'float16'"),
-        (7, {}, TypeError, "model must be a name, a folder, a Stable Diffusion pipeline or an sdkit Model, but is 7"),
+        (
+            7,
+            {},
+            TypeError,
+            "model must be a name, a folder, a Stable Diffusion pipeline or an sdkit Model, but is a int",
+        ),
+        (None, {"device": "cuda:99"}, ValueError, "device 'cuda:99' is not to be had here; the best that is"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(model, options, error, words):
@@ -67,6 +74,20 @@ def test_a_folder_without_a_model_and_a_model_of_another_family_are_refused(tmp_
         sdkit.load(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match=r"is a FluxPipeline; expected a Stable Diffusion 1\.x or 2\.x"):
+        sdkit.load(tmp_path)
+
+
+def test_parts_that_sdkit_cannot_drive_are_named(tmp_path):
+    pipeline = random_pipeline(tmp_path)
+    pipeline.unet.register_to_config(time_cond_proj_dim=32)
+    with pytest.raises(ValueError, match="its U-Net takes the guidance scale as an input; expected a Stable Diffusion"):
+        sdkit.load(pipeline)
+
+
+def test_a_damaged_folder_is_not_mistaken_for_the_hub(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(FileNotFoundError, match="is incomplete or damaged"):
         sdkit.load(tmp_path)
 
 

@@ -33,6 +33,8 @@ PREDICTIONS = ["epsilon", "v_prediction"]
 def reference_scheduler(name, pipeline):
     """What a user of diffusers would write for this short name."""
     extra = {"use_karras_sigmas": True} if name.endswith("_karras") else {}
+    if name == "pndm":
+        extra["skip_prk_steps"] = True  # as in Stable Diffusion's own configuration
     return CLASSES[name.removesuffix("_karras")].from_config(pipeline.scheduler.config, **extra)
 
 
@@ -76,11 +78,13 @@ def test_a_run_equals_that_of_diffusers(name, guidance_scale, prediction_type, p
     assert_same(sdkit.text_to_image(model=pipeline, scheduler=name, seed=7, **arguments), reference)
 
 
-def test_a_scheduler_object_equals_the_same_one_in_diffusers(sd1):
-    """The very configuration of Stable Diffusion 1.5: PNDM without Runge-Kutta steps."""
-    scheduler = diffusers.PNDMScheduler.from_config(sd1.scheduler.config, skip_prk_steps=True)
+@pytest.mark.parametrize(
+    ("kind", "extra"), [(diffusers.PNDMScheduler, {"skip_prk_steps": False}), (diffusers.SASolverScheduler, {})]
+)
+def test_a_scheduler_object_equals_the_same_one_in_diffusers(sd1, kind, extra):
+    scheduler = kind.from_config(sd1.scheduler.config, **extra)
     arguments = {"prompt": "a red star", "num_inference_steps": 6, "guidance_scale": 4.0}
-    reference = by_diffusers(sd1, diffusers.PNDMScheduler.from_config(scheduler.config), [3], **arguments)
+    reference = by_diffusers(sd1, kind.from_config(scheduler.config), [3], **arguments)
     assert_same(sdkit.text_to_image(model=sd1, scheduler=scheduler, seed=3, **arguments), reference)
 
 
@@ -198,3 +202,17 @@ def test_pictures_of_every_form_vary_as_in_diffusers(sd1, arguments):
         scheduler = reference_scheduler(name, sd1)
         reference = by_diffusers(sd1, scheduler, seeds, kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
         assert_same(sdkit.image_to_image(model=sd1, scheduler=name, seed=4, **arguments), reference)
+
+
+@pytest.mark.parametrize("prompt", ["a star", ["a star", "a cat"]])
+def test_one_generator_for_several_pictures_draws_as_in_diffusers(sd1, prompt):
+    arguments = {"prompt": prompt, "num_images_per_prompt": 2, "num_inference_steps": 4, "guidance_scale": 5.0}
+    for image in ({}, {"image": photo(0), "strength": 0.6}):
+        kind = diffusers.StableDiffusionImg2ImgPipeline if image else diffusers.StableDiffusionPipeline
+        pipe = kind(**{**sd1.components, "scheduler": reference_scheduler("ddim", sd1)}, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        latents = pipe(generator=generator, output_type="latent", **arguments, **image).images
+        options = {**arguments, "model": sd1, "scheduler": "ddim", "generator": torch.Generator().manual_seed(0)}
+        ours = sdkit.image_to_image(**image, **options) if image else sdkit.text_to_image(**options)
+        assert torch.equal(ours.latents, latents)

@@ -1,5 +1,7 @@
 """What a hook may see and what an edit does, measured against runs whose result is known."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -263,6 +265,34 @@ def test_grad_mode_of_the_caller_reaches_the_loop_and_the_values_carry_no_graph(
     for event in sdkit.stages("a star", model=sd1, seed=0, num_inference_steps=2):
         assert torch.is_grad_enabled()
         assert not event.value.requires_grad
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_an_edited_latent_is_heard_or_refused_by_every_scheduler(sd1, scheduler):
+    """With x0 held fixed by a hook, the next latent moves with the edited one only if the scheduler goes on from it."""
+    options = {"model": sd1, "scheduler": scheduler, "seed": 1, "num_inference_steps": 5}
+
+    def latents_with_edit_at(chosen):
+        seen = []
+
+        def hook(event):
+            if event.stage is Stage.LATENT:
+                if event.step == chosen:
+                    event.value = event.value + 1
+                seen.append(event.value)
+            elif event.stage is Stage.DENOISED:
+                event.value = torch.zeros_like(event.value)
+
+        sdkit.text_to_image("a", hooks=[hook], **options)
+        return seen
+
+    plain, heard = latents_with_edit_at(None), 0
+    for step in range(1, len(plain) - 2):
+        with contextlib.suppress(ValueError):  # refused
+            moved = (latents_with_edit_at(step)[step + 1] - plain[step + 1]).mean()
+            assert moved > 0.01 or scheduler == "lcm"  # which draws each latent anew from x0
+            heard += 1
+    assert heard
 
 
 @pytest.mark.parametrize(("kind", "step"), [(HeunDiscreteScheduler, 1), (PNDMScheduler, 1)])

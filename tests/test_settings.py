@@ -1,5 +1,8 @@
+import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +22,18 @@ def test_seed_seven_for_three_pictures_means_seven_eight_nine():
     assert Settings("a star", num_images_per_prompt=3).seeds_from(7) == [7, 8, 9]
 
 
+def test_a_list_of_seeds_must_have_one_for_each_picture():
+    assert Settings(["a", "b"]).seeds_from([5, 3]) == [5, 3]
+    with pytest.raises(ValueError, match="3 seeds were given for 2 pictures"):
+        Settings(["a", "b"]).seeds_from([1, 2, 3])
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    settings = Settings("a", guidance_scale=np.float32(3), seed=np.arange(1), num_inference_steps=np.int64(5))
+    assert (settings.guidance_scale, settings.seed, settings.num_inference_steps) == (3.0, [0], 5)
+    assert json.loads(json.dumps(dataclasses.asdict(settings)))["seed"] == [0]
+
+
 def test_one_negative_prompt_stands_for_all_prompts():
     assert Settings(["a", "b"], "c").negative_prompts == ["c", "c"]
     assert Settings(["a", "b"]).negative_prompts == ["", ""]
@@ -36,16 +51,19 @@ def test_one_negative_prompt_stands_for_all_prompts():
         ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be at least 1"),
         ({"num_inference_steps": 2.5}, TypeError, "num_inference_steps must be a whole number, but is 2.5"),
         ({"num_images_per_prompt": True}, TypeError, "num_images_per_prompt must be a whole number, but is True"),
-        ({"guidance_scale": -1}, ValueError, "guidance_scale must be at least 0, but is -1"),
-        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be at least 0, but is nan"),
+        ({"guidance_scale": -1}, ValueError, "guidance_scale must be a number from 0 up, but is -1"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a number from 0 up, but is nan"),
         ({"guidance_scale": "7"}, TypeError, "guidance_scale must be a number, but is '7'"),
         ({"guidance_rescale": 1.5}, ValueError, "guidance_rescale must be between 0 and 1, but is 1.5"),
         ({"eta": 2}, ValueError, "eta must be between 0 and 1, but is 2"),
         ({"seed": -1}, ValueError, "seed must be at least 0, but is -1"),
         ({"seed": 2**63}, ValueError, r"seeds go from 0 to 2\*\*63 - 1"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number"),
-        ({"seed": [1, 2]}, ValueError, "2 seeds were given for 1 pictures"),
-        ({"seed": []}, ValueError, "0 seeds were given for 1 pictures"),
+        (
+            {"num_inference_steps": 3, "strength": 0.3},
+            ValueError,
+            "of 3 steps leaves no step to run; it takes at least 0.334",
+        ),
     ],
 )
 def test_bad_arguments_get_one_clear_sentence(arguments, error, words):
@@ -69,6 +87,8 @@ def test_several_pictures_are_numbered(tmp_path):
 def test_only_png_into_a_folder_that_exists(tmp_path):
     with pytest.raises(ValueError, match=r"'a.jpg' must end in .png"):
         output_paths("a.jpg", 1)
+    with pytest.raises(ValueError, match="is a folder; give the name of a PNG in it"):
+        output_paths(tmp_path, 1)
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
         output_paths(tmp_path / "no" / "a.png", 1)
     assert output_paths("~/a.png", 1) == [Path.home() / "a.png"]

@@ -38,7 +38,7 @@ CAPTION_DROPOUT = (
 AUTOENCODER = Recipe(steps=2600, batch=8, learning_rate=1.5e-3)  # on crops
 AUTOENCODER_WHOLE = Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20)  # then on whole pictures
 TEXT = Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50)
-UNET = Recipe(steps=7000, batch=16, learning_rate=6e-4)
+UNET = Recipe(steps=6500, batch=16, learning_rate=6e-4)
 PICTURES = 8_000  # that the autoencoder sees
 LATENTS = 24_000  # pictures that the U-Net sees, kept as latents
 
@@ -232,10 +232,11 @@ def train_unet(
         captions = [grammar.caption_of(grammar.leave_out(scene(seed), rng), rng) for seed in seeds]
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
         x0 = mean[seeds].float() + std[seeds].float() * torch.randn(mean[seeds].shape, generator=generator)
-        # One draw from each of B equal parts, evener than B free ones; the power leans towards the noisy steps, where
-        # it is decided what goes where.
-        strata = (torch.arange(UNET.batch) + torch.rand(UNET.batch, generator=generator)) / UNET.batch
-        t = (strata**0.75 * schedule.config.num_train_timesteps).long().to(accelerator.device)
+        # One draw from each of B equal parts, evener than B free ones; the power leans towards the middle of the
+        # schedule, where shapes are decided: two thirds of the draws fall into its middle half.
+        strata = (torch.arange(UNET.batch) + torch.rand(UNET.batch, generator=generator)) / UNET.batch * 2 - 1
+        share = 0.5 + 0.5 * strata.sign() * strata.abs() ** 1.6  # in (0, 1)
+        t = (share * schedule.config.num_train_timesteps).long().to(accelerator.device)
         return loss_at(x0.to(accelerator.device), t, captions, generator)
 
     unseen = range(VALIDATION, VALIDATION + 64)
