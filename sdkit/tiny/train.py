@@ -300,6 +300,7 @@ def save(
     """The whole model in half precision, as it is shipped; what is being trained stays as it is."""
     parts = [copy.deepcopy(part).half() for part in (vae, encoder, unet)]
     anatomy.pipeline(parts[0], parts[1], tokenizer, parts[2]).save_pretrained(folder)
+    anatomy.tokenizer(folder / "tokenizer")  # its vocabulary also in the two files that older transformers read
 
 
 def main() -> None:
