@@ -269,7 +269,7 @@ def test_grad_mode_of_the_caller_reaches_the_loop_and_the_values_carry_no_graph(
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_an_edited_latent_is_heard_or_refused_by_every_scheduler(sd1, scheduler):
-    """With x0 held fixed by a hook, the next latent moves with the edited one only if the scheduler goes on from it."""
+    """With x0 held fixed by a hook, the next latent moves only if the scheduler goes on from the edited one."""
     options = {"model": sd1, "scheduler": scheduler, "seed": 1, "num_inference_steps": 5}
 
     def latents_with_edit_at(chosen):
@@ -290,7 +290,7 @@ def test_an_edited_latent_is_heard_or_refused_by_every_scheduler(sd1, scheduler)
     for step in range(1, len(plain) - 2):
         with contextlib.suppress(ValueError):  # refused
             moved = (latents_with_edit_at(step)[step + 1] - plain[step + 1]).mean()
-            assert moved > 0.01 or scheduler == "lcm"  # which draws each latent anew from x0
+            assert moved.abs() > 1e-4 or scheduler == "lcm"  # which draws each latent anew from x0
             heard += 1
     assert heard
 
