@@ -299,6 +299,8 @@ def save(
 ) -> None:
     """The whole model in half precision, as it is shipped; what is being trained stays as it is."""
     parts = [copy.deepcopy(part).half() for part in (vae, encoder, unet)]
+    for part in (parts[0], parts[2]):
+        part.register_to_config(_name_or_path="")  # not the folder of whoever trained it
     anatomy.pipeline(parts[0], parts[1], tokenizer, parts[2]).save_pretrained(folder)
     anatomy.tokenizer(folder / "tokenizer")  # its vocabulary also in the two files that older transformers read
 
