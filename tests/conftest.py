@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may reach for the network
 
+import hypothesis
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -11,6 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import sdkit
 from sdkit.tiny import anatomy
+
+# No deadline: how long an example takes says how busy the machine is. The same examples in every run.
+hypothesis.settings.register_profile("sdkit", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("sdkit")
 
 
 @pytest.fixture(scope="session")
