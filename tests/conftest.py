@@ -26,7 +26,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory):
-    """A diffusers pipeline of random SD 1.x components with SD 1.5's own scheduler configuration."""
+    """A diffusers pipeline of random SD 1.x components with SD 1.5's own noise schedule."""
     return random_pipeline(tmp_path_factory.mktemp("tokenizer"))
 
 
