@@ -174,6 +174,92 @@ def test_the_judge_reads_drawings_right():
         assert share >= 0.98, part
 
 
+def test_a_clean_drawing_has_one_shape_for_each_thing_and_a_spot_is_one_more():
+    for seed in range(9_000_000, 9_000_060):
+        scene = train.scene(seed)
+        picture = drawing.draw_scene(scene, seed).image
+        assert len(judge.shapes(picture)) == len(scene.things)
+    picture.paste((255, 0, 0), (2, 2, 7, 7))
+    assert sorted(judge.shapes(picture))[0] == 25
+
+
+def test_the_best_cover_is_the_intersection_over_union_at_the_best_threshold():
+    mask = torch.tensor([True, True, False, False])
+    assert judge.best_cover(torch.tensor([0.9, 0.8, 0.2, 0.1]), mask) == 1
+    assert judge.best_cover(torch.tensor([0.9, 0.1, 0.2, 0.1]), mask) == 0.5
+    assert judge.best_cover(torch.tensor([0.1, 0.1, 0.9, 0.9]), mask) == 0.5
+
+
+def test_words_look_at_their_things(tiny):
+    before = dict(tiny.unet.attn_processors)
+    covers, _ = judge.where_words_look(tiny, 1, count=16)
+    _, own = judge.where_words_look(tiny, 2, count=16)
+    assert sum(covers) / len(covers) >= 0.75
+    assert sum(own) >= 0.9 * len(own)
+    assert tiny.unet.attn_processors == before
+
+
+def test_a_straight_line_between_two_latents_decodes_to_plausible_pictures(tiny):
+    """Half way between two drawings lies their blend: nothing darker or lighter than both, up to what packing costs."""
+    a, b = (train.as_input(train.pixels(range(i, i + 16))) for i in (train.VALIDATION, train.VALIDATION + 16))
+    with torch.no_grad():
+        z = (tiny.vae.encode(a).latent_dist.mean + tiny.vae.encode(b).latent_dist.mean) / 2
+        middle = tiny.vae.decode(z).sample
+    outside = torch.relu(torch.minimum(a, b) - middle) + torch.relu(middle - torch.maximum(a, b))
+    assert outside.mean() < 0.1  # of a range of 2
+
+
+def test_image_to_image_recolours_a_thing_and_keeps_its_place(tiny):
+    kinds = [kind for kind in KINDS if kind != "star"] * 2
+    drawn = [drawing.draw_with_facts(f"a purple {kind}", seed) for seed, kind in enumerate(kinds)]
+    prompts = [f"a {'red' if d.scene.things[0].kind != 'fish' else 'green'} {d.scene.things[0].kind}" for d in drawn]
+    result = sdkit.image_to_image([d.image for d in drawn], prompts, strength=0.5, seed=0)
+    read = judge.trained_eye().read(result.images)
+    asked = [COLOURS.index(prompt.split()[1]) + 1 for prompt in prompts]
+    places = [1 + grammar.PLACES.index(d.scene.place) for d in drawn]
+    assert (read[:, 1] == torch.tensor(asked)).float().mean() >= 0.7
+    assert (read[:, 7] == torch.tensor(places)).float().mean() >= 0.8
+
+
+def test_an_empty_prompt_gives_clean_pictures_of_one_or_two_things(tiny):
+    result = sdkit.text_to_image([""] * 12, seed=0)
+    plausible = [len(found) in (1, 2) and min(found) > 150 for found in map(judge.shapes, result.images)]
+    assert sum(plausible) >= 9
+
+
+def test_guidance_trades_variety_for_obedience(tiny):
+    obedience, variety = [], []
+    for guidance_scale in (1.0, 8.0):
+        result = sdkit.text_to_image(["a cat"] * 24, seed=0, guidance_scale=guidance_scale)
+        read = judge.trained_eye().read(result.images)
+        obedience.append(int((read[:, 0] == KINDS.index("cat") + 1).sum()))
+        variety.append(len({tuple(row) for row in read[:, [1, 2, 6, 7]].tolist()}))
+    assert obedience[1] > obedience[0]
+    assert variety[1] < variety[0]
+
+
+def test_a_negative_prompt_removes_what_it_names(tiny):
+    """Each seed's star comes in some colour of its own; naming that star in the negative prompt gives another."""
+    eye = judge.trained_eye()
+    colours = eye.read(sdkit.text_to_image(["a star"] * 12, seed=0).images)[:, 1]
+    named = [f"a {COLOURS[colour - 1]} star" for colour in colours]
+    again = eye.read(sdkit.text_to_image(["a star"] * 12, negative_prompt=named, seed=0).images)[:, 1]
+    assert (again == colours).float().mean() <= 0.2
+
+
+def test_neighbouring_seeds_give_different_pictures(tiny):
+    pictures = [np.asarray(image, dtype=float) for image in sdkit.text_to_image(["a star"] * 6, seed=7).images]
+    apart = [np.abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]]
+    assert min(apart) > 5  # of 255
+
+
+def test_unknown_words_do_not_break_a_picture(tiny):
+    """The known ones among them are heard, and no picture falls to pieces; some stay empty."""
+    pictures = sdkit.text_to_image(["a red zebra frobnicating", "qwertz uiop", "\U0001f98a"], seed=0).images
+    assert all(len(judge.shapes(picture)) <= 2 for picture in pictures)
+    assert judge.trained_eye().read(pictures)[0, 1] == COLOURS.index("red") + 1
+
+
 def test_intervals_are_wilsons():
     low, high = judge.interval(8, 10)
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)

@@ -18,13 +18,15 @@ from sdkit.tiny.grammar import BACKGROUNDS, COLOURS, KINDS
 
 MAX_LENGTH = 32  # tokens, begin and end included
 TEXT_WIDTH = 128
+LATENT_SIDE = 16  # height and width of the latents, whatever the size of the pictures
 
 _CARRIED = 12  # channels that carry the picture at the start: [v, -v, c, -c] for each of R, G, B
 _CONSTANT = 3.0  # c: large beside v, so that group normalisation keeps the scale of v
 
 
 def autoencoder(channels: tuple[int, ...] = (16, 32, 64, 64)) -> AutoencoderKL:
-    """An autoencoder that already is a coarse one: it averages blocks of 8x8 pixels and smooths them back."""
+    """An autoencoder that already is a coarse one: it averages blocks of pixels, 8x8 with four widths, and smooths them
+    back."""
     vae = AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -32,7 +34,7 @@ def autoencoder(channels: tuple[int, ...] = (16, 32, 64, 64)) -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=128,
+        sample_size=LATENT_SIDE * 2 ** (len(channels) - 1),
         scaling_factor=1.0,
     )
     start_as_pass_through(vae)
@@ -121,7 +123,7 @@ def standardise_latents(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tenso
 def unet(channels: tuple[int, ...] = (48, 96, 160)) -> UNet2DConditionModel:
     """A U-Net on 16x16x4 latents. As in Stable Diffusion all blocks but the coarsest hear the words."""
     model = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=LATENT_SIDE,
         block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * (len(channels) - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(channels) - 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +40,20 @@ def fit(
     accelerator: Accelerator,
     validate: Callable[[], dict[str, float]],
     every: int,
+    rates: Mapping[str, float] | None = None,
 ) -> None:
     """Minimise `loss_of(step)` and leave the averaged weights in `model`.
 
     Batches are functions of the step number and torch is seeded with it, so that a run which was interrupted sees what
     it would have seen. Every so many steps it validates the averaged weights, adds a row to `out/name.csv` and writes
-    `out/name.ckpt`, from which the next call goes on.
+    `out/name.ckpt`, from which the next call goes on. `rates` scales the learning rate of some children of the model.
     """
     trained = list(model.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    groups = [
+        {"params": list(child.parameters()), "peak": recipe.learning_rate * (rates or {}).get(part, 1.0)}
+        for part, child in (model.named_children() if rates else [("", model)])
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = EMAModel(trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
     optimizer = accelerator.prepare(optimizer)
     checkpoint, log = out / f"{name}.ckpt", out / f"{name}.csv"
@@ -64,7 +69,7 @@ def fit(
     began = time.perf_counter()
     for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.rate(step)
+            group["lr"] = group["peak"] * recipe.rate(step)
         torch.manual_seed(step)
         loss = loss_of(step)
         accelerator.backward(loss)

@@ -1,37 +1,42 @@
 """How well the embedded model does what it is told: `python -m sdkit.tiny.judge`.
 
 A small classifier, trained by this file on drawings alone and first checked on drawings that it has not seen, reads
-what is in the pictures that the model makes of a fixed, stratified set of captions. Shares come with 95 % Wilson
-intervals.
+what is in the pictures that the model makes of a fixed, stratified set of captions. Where words look is held against
+the masks of drawings. Everything comes with its 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import random
+import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdkit import load, text_to_image
+from sdkit import contact_sheet, load, text_to_image
 from sdkit.model import Model
-from sdkit.tiny import grammar
-from sdkit.tiny.drawing import draw_scene
+from sdkit.tiny import grammar, train
+from sdkit.tiny.drawing import SIZE, draw_scene
 from sdkit.tiny.grammar import BACKGROUNDS, CLASSES, COLOURS, HELD_OUT, KINDS, PLACES, Scene, Thing
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"  # delete it to have the judge trained anew
 README = Path(__file__).parent / "README.md"
 SEED = 5_000_000  # the judge's drawings have seeds from here on; the model's have others
-STEPS, BATCH = 1800, 32
+STEPS, BATCH = 4000, 32
 BETWEEN = "<!-- judge -->", "<!-- /judge -->"  # where the table goes in the README
 SAID = ["kind", "colour", "size", "kind 2", "colour 2", "size 2", "background", "place", "relation"]
 
@@ -150,46 +155,146 @@ def pairs_of_things() -> list[Scene]:
     return [replace(s, things=tuple(replace(t, size=None) for t in s.things)) for s in scenes]
 
 
-MEASURES: dict[str, tuple[Callable[[], list[Scene]], list[int]]] = {
-    "one thing, seen pairs: kind and colour": (seen_pairs, [0, 1]),
-    "one thing, seen pairs: kind": (seen_pairs, [0]),
-    "one thing, seen pairs: colour": (seen_pairs, [1]),
-    "one thing, held-out pairs: kind and colour": (held_out_pairs, [0, 1]),
-    "background, where said": (full_captions, [6]),
-    "size, where said": (full_captions, [2]),
-    "place, where said": (full_captions, [7]),
-    "two things: both kinds, both colours and the relation": (pairs_of_things, [0, 1, 3, 4, 8]),
-}
+@dataclass(frozen=True)
+class Measure:
+    """A share of right pictures: the captions that are asked, the answers that must be right, and the target."""
+
+    name: str
+    scenes: Callable[[], list[Scene]]
+    parts: list[int]
+    target: float
 
 
-def judge(
-    model: Model, eye: Eye, count: int, num_inference_steps: int | None = None, guidance_scale: float | None = None
-) -> dict[str, tuple[int, int]]:
-    """For each measure: how many pictures are right, of how many (at least `count`)."""
-    found: dict[Callable[[], list[Scene]], tuple[Tensor, Tensor]] = {}
-    for scenes_of, _ in MEASURES.values():
-        if scenes_of not in found:
-            scenes = scenes_of()
-            asked = _captions(scenes * -(-count // len(scenes)))
-            said = [grammar.answers(grammar.mirrored(scene)) for _, scene in asked]
-            seen = []
-            for start in tqdm(range(0, len(asked), 16), desc=scenes_of.__name__.replace("_", " "), leave=False):
-                captions = [caption for caption, _ in asked[start : start + 16]]
-                result = text_to_image(
-                    captions,
-                    model=model,
-                    seed=start,
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=guidance_scale,
-                )
-                seen.append(eye.read(result.images))
-            found[scenes_of] = torch.tensor(said), torch.cat(seen)
-    results = {}
-    for name, (scenes_of, parts) in MEASURES.items():
-        truth, answers = found[scenes_of]
-        right = (truth[:, parts] == answers[:, parts]).all(1)
-        results[name] = int(right.sum()), len(right)
-    return results
+MEASURES = [
+    Measure("one thing, seen pairs: kind and colour", seen_pairs, [0, 1], 0.98),
+    Measure("one thing, held-out pairs: kind and colour", held_out_pairs, [0, 1], 0.92),
+    Measure("background, where said", full_captions, [6], 0.95),
+    Measure("size, where said", full_captions, [2], 0.95),
+    Measure("place, where said", full_captions, [7], 0.95),
+    Measure("two things: both kinds, both colours and the relation", pairs_of_things, [0, 1, 3, 4, 8], 0.85),
+]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model drew when it was asked."""
+
+    truth: Tensor  # (n, 9) as said
+    read: Tensor  # (n, 9) as the judge reads the pictures
+    stray: Tensor  # (n,) bool
+    images: list[Image.Image]
+
+
+def ask(model: Model, eye: Eye, scenes: list[Scene], count: int, **settings: Any) -> Answers:
+    """At least `count` captions of these scenes, as often each, in batches of 16."""
+    asked = _captions(scenes * -(-count // len(scenes)))
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, len(asked), 16), leave=False):
+        captions = [caption for caption, _ in asked[start : start + 16]]
+        images += text_to_image(captions, model=model, seed=start, **settings).images
+    images = [picture.resize((SIZE, SIZE)) for picture in images]
+    truth = torch.tensor([grammar.answers(grammar.mirrored(scene)) for _, scene in asked])
+    stray = torch.tensor(
+        [len(shapes(picture)) > len(scene.things) for picture, (_, scene) in zip(images, asked, strict=True)]
+    )
+    return Answers(truth, eye.read(images), stray, images)
+
+
+def right(measure: Measure, answers: Answers) -> tuple[int, int]:
+    """How many pictures are right, of how many."""
+    same = (answers.truth == answers.read)[:, measure.parts].all(1)
+    return int(same.sum()), len(same)
+
+
+def shapes(picture: Image.Image, threshold: float = 20, least: int = 12) -> list[int]:
+    """Areas in pixels of what stands apart from the background, which reaches the rim and is flat or a soft ramp.
+
+    A shape is whole with what it encloses. It differs by `threshold` of 255 in some channel and has `least` pixels.
+    """
+    rgb = np.asarray(picture, dtype=np.float32)
+    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
+    ramp = np.stack([np.ones_like(x), x, y], -1)
+    rim = np.ones(x.shape, bool)
+    rim[2:-2, 2:-2] = False
+    fitted, *_ = np.linalg.lstsq(ramp[rim], rgb[rim], rcond=None)
+    differs = np.abs(rgb - ramp @ fitted).max(-1) > threshold
+    page = Image.fromarray(np.pad(differs, 1).astype(np.uint8)).copy()
+    ImageDraw.floodfill(page, (0, 0), 2)
+    page = page.point([1, 1, 0] + [0] * 253)  # all that the flood did not reach
+    found = []
+    while (left := np.argwhere(np.asarray(page) == 1)).size:
+        ImageDraw.floodfill(page, (int(left[0, 1]), int(left[0, 0])), 2)
+        found.append(int((np.asarray(page) == 2).sum()))
+        page = page.point([0, 1, 0] + [0] * 253)
+    return [area for area in found if area >= least]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measures without captions to follow: the autoencoder, and where words look
+
+
+def autoencoder_psnr(model: Model, count: int = 256) -> list[float]:
+    """Of unseen drawings, one figure each, in dB."""
+    found = []
+    for seed in range(SEED, SEED + count):
+        x = _as_input([np.asarray(draw_scene(train.scene(seed), seed).image)])
+        restored = model.decode(model.encode(x).chunk(2, dim=1)[0] * model.vae.config.scaling_factor)
+        found.append(train.psnr(restored, x))
+    return found
+
+
+@torch.no_grad()
+def where_words_look(model: Model, things: int, count: int) -> tuple[list[float], list[bool]]:
+    """For each noun in captions of drawings, which are noised to timesteps 200, 400, 600 and 800 in turn and seen once
+    by the U-Net: how well its attention covers its thing, and with two whether it is stronger there than on the other.
+
+    Attention is the mean over the heads and layers at 16x16; the cover is the intersection over union with the true
+    mask (the cells that are covered at least half) at the threshold that is best.
+    """
+    seen: list[Tensor] = []
+    unet = copy.deepcopy(model.unet)
+    unet.set_attn_processor(train.WatchedAttention(seen))
+    covers, own = [], []
+    for i in range(count):
+        rng, seed = random.Random(SEED + i), SEED + i
+        scene = grammar.random_scene(rng, things)
+        drawn = draw_scene(scene, seed)
+        ids = model.tokenize([grammar.caption_of(scene, rng)])
+        x0 = model.encode(_as_input([np.asarray(drawn.image)])).chunk(2, dim=1)[0]
+        t = torch.tensor([200 + 200 * (i % 4)])
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+        seen.clear()
+        unet(model.scheduler.add_noise(x0, noise, t), t, model.encode_text(ids))
+        attention = torch.stack(seen).mean(0)[0]  # (16 * 16, L)
+        masks = F.avg_pool2d(torch.from_numpy(drawn.masks)[None], SIZE // 16)[0].flatten(1)  # (things, 16 * 16)
+        for thing, mask, other in zip(scene.things, masks, masks.flip(0), strict=True):
+            token = (ids[0] == model.tokenizer.convert_tokens_to_ids(f"{thing.kind}</w>")).nonzero()[0, 0]
+            heat = attention[:, token]
+            covers.append(best_cover(heat, mask >= 0.5))
+            if things == 2:
+                own.append(bool((heat * mask).sum() / mask.sum() > (heat * other).sum() / other.sum()))
+    return covers, own
+
+
+def best_cover(heat: Tensor, mask: Tensor) -> float:
+    """The best intersection over union, over all thresholds, of a map and a mask of the same shape."""
+    above = heat.flatten() >= torch.unique(heat)[:, None]  # (thresholds, cells)
+    mask = mask.flatten()
+    return float(((above & mask).sum(1) / (above | mask).sum(1)).max())
+
+
+def seconds_of_a_picture(model: Model, repeats: int = 5) -> float:
+    """Median time of one picture at 20 steps, the model loaded and warm."""
+    times = []
+    for seed in range(repeats + 1):
+        began = time.perf_counter()
+        text_to_image("a red star", model=model, num_inference_steps=20, seed=seed)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
 
 
 def interval(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
@@ -200,11 +305,54 @@ def interval(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def table(results: dict[str, tuple[int, int]]) -> str:
-    rows = ["| measure | right | 95 % interval | pictures |", "|---|---|---|---|"]
-    for name, (right, of) in results.items():
-        low, high = interval(right, of)
-        rows.append(f"| {name} | {right / of:.1%} | {low:.1%} to {high:.1%} | {of} |")
+def share(right: int, of: int) -> str:
+    low, high = interval(right, of)
+    return f"{right / of:.1%} | {low:.1%} to {high:.1%} | {of}"
+
+
+def mean(values: list[float], digits: int, unit: str = "") -> str:
+    middle, half = statistics.mean(values), 1.96 * statistics.stdev(values) / sqrt(len(values))
+    return f"{middle:.{digits}f}{unit} | {middle - half:.{digits}f} to {middle + half:.{digits}f} | {len(values)}"
+
+
+def main_table(model: Model, eye: Eye, count: int, sheets: Path | None) -> str:
+    """Every measure at the model's own steps and guidance."""
+    rows = ["| measure | measured | 95 % interval | of | target |", "|---|---|---|---|---|"]
+    found = {scenes: ask(model, eye, scenes(), count) for scenes in dict.fromkeys(m.scenes for m in MEASURES)}
+    rows += [f"| {m.name} | {share(*right(m, found[m.scenes]))} | {m.target:.0%} |" for m in MEASURES]
+    stray = torch.cat([answers.stray for answers in found.values()])
+    rows.append(f"| pictures with a stray shape | {share(int(stray.sum()), len(stray))} | |")
+    rows.append(f"| autoencoder, PSNR of unseen drawings | {mean(autoencoder_psnr(model), 2, ' dB')} | 32 dB |")
+    covers, _ = where_words_look(model, 1, count)
+    both, own = where_words_look(model, 2, count // 2)
+    rows.append(f"| a noun's attention on its thing, one thing: IoU | {mean(covers, 3)} | 0.75 |")
+    rows.append(f"| the same, two things | {mean(both, 3)} | |")
+    rows.append(f"| two things: attention stronger on its own thing | {share(sum(own), len(own))} | 90% |")
+    rows.append(f"| seconds for a picture of 20 steps | {seconds_of_a_picture(model):.2f} | | 5 | 2.5 |")
+    if sheets is not None:
+        for scenes, answers in found.items():
+            contact_sheet(answers.images[:24], columns=8).save(sheets / f"{scenes.__name__}.png", optimize=True)
+    return "\n".join(rows)
+
+
+def sweep_table(model: Model, eye: Eye, count: int) -> str:
+    """The same captions at other guidance scales and numbers of steps."""
+    short = [MEASURES[0], MEASURES[1], MEASURES[-1]]
+    rows = [
+        "| guidance | steps | seen pairs | held-out pairs | two things | stray shapes |",
+        "|---|---|---|---|---|---|",
+    ]
+    steps, guidance = model.num_inference_steps, model.guidance_scale
+    for g, n in [*((g, steps) for g in (1.0, 2.0, guidance, 8.0)), *((guidance, n) for n in (5, 10, 50))]:
+        found = [ask(model, eye, m.scenes()[:count], count, guidance_scale=g, num_inference_steps=n) for m in short]
+        stray = torch.cat([answers.stray for answers in found])
+        shares = [right(m, answers) for m, answers in zip(short, found, strict=True)]
+        cells = [
+            f"{a / of:.0%} ({low:.0%} to {high:.0%})"
+            for a, of in [*shares, (int(stray.sum()), len(stray))]
+            for low, high in [interval(a, of)]
+        ]
+        rows.append(f"| {g:g} | {n} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -212,17 +360,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sdkit.tiny.judge", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="what to judge: a folder in diffusers' layout (default: the embedded model)")
     parser.add_argument("--count", type=int, default=500, help="captions for each measure, at the least")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets of the pictures")
     given = parser.parse_args()
-    eye = trained_eye()
+    eye, model = trained_eye(), load(given.model)
     checked = check_on_drawings(eye)
-    print("the judge on unseen drawings:", ", ".join(f"{name} {share:.2%}" for name, share in checked.items()))
-    text = table(judge(load(given.model), eye, given.count))
-    print(text)
+    said = "The judge on 1,000 unseen drawings: " + ", ".join(f"{name} {x:.1%}" for name, x in checked.items()) + "."
+    print(said)
+    if min(checked.values()) < 0.995:
+        raise SystemExit("a judge that is right on fewer than 99.5 % of drawings judges nothing; train it anew")
+    text = main_table(model, eye, given.count, given.sheets)
+    print(text, flush=True)
+    sweep = sweep_table(model, eye, min(given.count, 108))
+    print(sweep)
     if given.model is None:
         readme = README.read_text(encoding="utf-8")
         before, rest = readme.split(BETWEEN[0])
         after = rest.split(BETWEEN[1])[1]
-        README.write_text(f"{before}{BETWEEN[0]}\n{text}\n{BETWEEN[1]}{after}", encoding="utf-8")
+        found = f"{said}\n\n{text}\n\n{sweep}"
+        README.write_text(f"{before}{BETWEEN[0]}\n{found}\n{BETWEEN[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """Train the embedded model from nothing: `python -m sdkit.tiny.train --out runs/tiny`.
 
-Three stages, each on top of the one before and frozen after: the autoencoder learns to pack drawings, the text encoder
-learns to name the parts of a caption, the U-Net learns to denoise latents under captions (latent diffusion, Rombach et
-al. 2022, arXiv:2112.10752). A run that was interrupted goes on where its last checkpoint stands.
+Three stages, each on top of the one before: the autoencoder learns to pack drawings, the text encoder learns to name
+the parts of a caption, and the U-Net learns to denoise latents under captions, with the text encoder going on beside it
+(latent diffusion, Rombach et al. 2022, arXiv:2112.10752). A run that was interrupted goes on where its last checkpoint
+stands. `--preset minutes` does the same on pictures of 64x64, small enough to watch.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import random
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,43 +23,94 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
+from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdkit.settings import pick
 from sdkit.tiny import anatomy, drawing, grammar
 from sdkit.tiny.fitting import Recipe, fit
 
 SEED = 20_26
 VALIDATION = 10_000_000  # seeds from here on are never trained on
-PAIRS = 0.15  # share of pictures with two things
-CAPTION_DROPOUT = (
-    0.1  # share of captions emptied, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
-)
+PAIRS = 0.5  # share of pictures with two things
+CAPTION_DROPOUT = 0.1  # emptied, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
+WORD_WEIGHT = 0.1  # of the loss on where a noun's attention lies, beside the denoising loss
 
 
-AUTOENCODER = Recipe(steps=2600, batch=8, learning_rate=1.5e-3)  # on crops
-AUTOENCODER_WHOLE = Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20)  # then on whole pictures
-TEXT = Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50)
-UNET = Recipe(steps=6500, batch=16, learning_rate=6e-4)
-PICTURES = 8_000  # that the autoencoder sees
-LATENTS = 24_000  # pictures that the U-Net sees, kept as latents
+@dataclass(frozen=True)
+class Preset:
+    """How large a model is and how long each of its parts is trained."""
+
+    side: int  # pixels, height and width of the pictures
+    autoencoder: tuple[int, ...]  # channels
+    unet: tuple[int, ...]
+    pictures: int  # that the autoencoder sees
+    latents: int  # pictures that the U-Net sees, kept as latents
+    pairs: float  # share of them with two things
+    crops: Recipe  # the autoencoder, first on crops of half the side
+    whole: Recipe  # then on whole pictures
+    text: Recipe
+    denoiser: Recipe
+    every: int  # steps between two looks at the U-Net
+
+
+PRESETS = {
+    "hours": Preset(  # the embedded model
+        side=128,
+        autoencoder=(16, 32, 64, 64),
+        unet=(48, 96, 160),
+        pictures=8_000,
+        latents=60_000,
+        pairs=PAIRS,
+        crops=Recipe(steps=2600, batch=8, learning_rate=1.5e-3),
+        whole=Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20),
+        text=Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50),
+        denoiser=Recipe(steps=18_000, batch=24, learning_rate=7e-4, ema=0.9993, decay=0.45),
+        every=1000,
+    ),
+    "minutes": Preset(
+        side=64,
+        autoencoder=(16, 32, 48),
+        unet=(32, 64, 96),
+        pictures=1_500,
+        latents=6_000,
+        pairs=0.0,
+        crops=Recipe(steps=200, batch=8, learning_rate=1.5e-3, warmup=20),
+        whole=Recipe(steps=150, batch=8, learning_rate=1e-3, decay=1.0, warmup=20),
+        text=Recipe(steps=150, batch=64, learning_rate=1e-3, warmup=20),
+        denoiser=Recipe(steps=2_400, batch=16, learning_rate=1e-3, warmup=100, decay=0.5),
+        every=300,
+    ),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Data: every picture is a function of its seed
 
 
-def scene(seed: int) -> grammar.Scene:
+def scene(seed: int, pairs: float = PAIRS) -> grammar.Scene:
     rng = random.Random(seed)
-    return grammar.random_scene(rng, things=2 if rng.random() < PAIRS else 1)
+    return grammar.random_scene(rng, things=2 if rng.random() < pairs else 1)
 
 
-def pixels(seeds: range) -> Tensor:
-    """Drawings as (n, 3, 128, 128) uint8."""
-    pictures = [np.asarray(drawing.draw_scene(scene(seed), seed).image) for seed in seeds]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+def pixels(seeds: range, preset: Preset = PRESETS["hours"]) -> Tensor:
+    """Drawings as (n, 3, side, side) uint8."""
+    return drawings(seeds, preset)[0]
+
+
+def drawings(seeds: range, preset: Preset) -> tuple[Tensor, Tensor]:
+    """Drawings (n, 3, side, side) uint8, and how far each latent pixel lies on the first and on the second thing,
+    (n, 2, 16, 16) of 0..255."""
+    pictures, masks = [], torch.zeros(len(seeds), 2, drawing.SIZE, drawing.SIZE)
+    for i, seed in enumerate(seeds):
+        drawn = drawing.draw_scene(scene(seed, preset.pairs), seed)
+        pictures.append(np.asarray(drawn.image.reduce(drawing.SIZE // preset.side)))
+        masks[i, : len(drawn.masks)] = torch.from_numpy(drawn.masks)
+    coverage = (F.avg_pool2d(masks, drawing.SIZE // anatomy.LATENT_SIDE) * 255).round().byte()
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), coverage
 
 
 def as_input(picture: Tensor) -> Tensor:
@@ -73,42 +128,28 @@ def psnr(a: Tensor, b: Tensor) -> float:
 # Stage 1: the autoencoder
 
 
-def train_autoencoder(out: Path, accelerator: Accelerator) -> AutoencoderKL:
+def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> AutoencoderKL:
     folder = out / "weights" / "vae"
     if folder.exists():
         return AutoencoderKL.from_pretrained(folder).to(accelerator.device)
-    vae = anatomy.autoencoder().to(accelerator.device)
-    pictures = pixels(range(PICTURES))
-    unseen = as_input(pixels(range(VALIDATION, VALIDATION + 64))).to(accelerator.device)
+    vae = anatomy.autoencoder(preset.autoencoder).to(accelerator.device)
+    pictures = pixels(range(preset.pictures), preset)
+    unseen = as_input(pixels(range(VALIDATION, VALIDATION + 64), preset)).to(accelerator.device)
 
     def loss_of(step: int, batch: int, side: int) -> Tensor:
-        rng = np.random.default_rng((SEED, side, step))
-        crops = []
-        for i in rng.integers(len(pictures), size=batch):
-            y, x = rng.integers(0, 128 - side + 1, size=2)
-            crops.append(pictures[i, :, y : y + side, x : x + side])
-        x = as_input(torch.stack(crops)).to(accelerator.device)  # (B, 3, side, side)
+        x = crops(pictures, step, batch, side).to(accelerator.device)  # (B, 3, side, side)
         posterior = vae.encode(x).latent_dist
-        error = vae.decode(posterior.sample()).sample - x
-        loss: Tensor = error.abs().mean() + 4 * error.square().mean() + 1e-5 * posterior.kl().mean() / (side / 8) ** 2
-        return loss
+        return reconstruction_loss(vae.decode(posterior.sample()).sample, x) + prior_loss(posterior)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         return {"psnr": psnr(vae(unseen).sample, unseen)}
 
-    crops, whole = AUTOENCODER, AUTOENCODER_WHOLE
-    fit("autoencoder", vae, lambda step: loss_of(step, crops.batch, 64), crops, out, accelerator, validate, every=250)
-    fit(
-        "autoencoder-whole",
-        vae,
-        lambda step: loss_of(step, whole.batch, 128),
-        whole,
-        out,
-        accelerator,
-        validate,
-        every=200,
-    )
+    for name, recipe, side in (
+        ("autoencoder", preset.crops, preset.side // 2),
+        ("autoencoder-whole", preset.whole, preset.side),
+    ):
+        fit(name, vae, lambda step: loss_of(step, recipe.batch, side), recipe, out, accelerator, validate, every=200)  # noqa: B023
     with torch.no_grad():
         posteriors = [
             vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures[:1024], 32)
@@ -121,13 +162,35 @@ def train_autoencoder(out: Path, accelerator: Accelerator) -> AutoencoderKL:
     return vae
 
 
+def crops(pictures: Tensor, step: int, batch: int, side: int) -> Tensor:
+    """Random squares (batch, 3, side, side) in [-1, 1] of pictures (n, 3, H, W) uint8, the same for the same step."""
+    rng = np.random.default_rng((SEED, side, step))
+    found = []
+    for i in rng.integers(len(pictures), size=batch):
+        y, x = rng.integers(0, pictures.shape[-1] - side + 1, size=2)
+        found.append(pictures[i, :, y : y + side, x : x + side])
+    return as_input(torch.stack(found))
+
+
+def reconstruction_loss(restored: Tensor, x: Tensor) -> Tensor:
+    error = restored - x
+    loss: Tensor = error.abs().mean() + 4 * error.square().mean()
+    return loss
+
+
+def prior_loss(posterior: Any) -> Tensor:
+    """A light pull of the latents towards N(0, 1)."""
+    loss: Tensor = 1e-5 * posterior.kl().mean() / posterior.mean[0, 0].numel()
+    return loss
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Stage 2: the text encoder
 
 
-def train_text_encoder(out: Path, accelerator: Accelerator) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Teach it to name the parts of a caption at its last token, before any picture is seen; the U-Net learns to listen
-    to the frozen result, as Stable Diffusion's did to CLIP. Its captions know no held-out pair either."""
+def train_text_encoder(out: Path, accelerator: Accelerator, preset: Preset) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Teach it to name the parts of a caption at its last token, before any picture is seen. Its captions know no
+    held-out pair either. What its other tokens say it learns beside the U-Net."""
     folder = out / "weights" / "text_encoder"
     tokenizer = anatomy.tokenizer(out / "weights" / "tokenizer")
     if folder.exists():
@@ -139,7 +202,7 @@ def train_text_encoder(out: Path, accelerator: Accelerator) -> tuple[CLIPTokeniz
     def guess(rng: random.Random, batch: int) -> tuple[Tensor, Tensor]:
         said = []
         for _ in range(batch):
-            complete = grammar.random_scene(rng, things=rng.choice((1, 2)))
+            complete = grammar.random_scene(rng, things=rng.choice((1, 2)) if preset.pairs else 1)
             said.append(grammar.leave_out(complete, rng))
         ids = tokenize(tokenizer, [grammar.caption_of(scene, rng) for scene in said]).to(accelerator.device)
         # medium is never said
@@ -147,7 +210,7 @@ def train_text_encoder(out: Path, accelerator: Accelerator) -> tuple[CLIPTokeniz
         return heads(encoder(ids).pooler_output), torch.tensor(truth, device=accelerator.device)  # (B, classes), (B, 9)
 
     def loss_of(step: int) -> Tensor:
-        logits, truth = guess(random.Random(SEED * step), TEXT.batch)
+        logits, truth = guess(random.Random(SEED * step), preset.text.batch)
         parts = zip(torch.split(logits, grammar.CLASSES, dim=1), truth.T, strict=True)
         return torch.stack([F.cross_entropy(part, answer) for part, answer in parts]).mean()
 
@@ -160,7 +223,7 @@ def train_text_encoder(out: Path, accelerator: Accelerator) -> tuple[CLIPTokeniz
         ]
         return {"all parts right": float(torch.stack(right).all(0).float().mean())}
 
-    fit("text", pupil, loss_of, TEXT, out, accelerator, validate, every=100)
+    fit("text", pupil, loss_of, preset.text, out, accelerator, validate, every=100)
     encoder.eval().save_pretrained(folder)
     return tokenizer, encoder
 
@@ -183,67 +246,119 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 # Stage 3: the U-Net
 
 
-def cached_latents(out: Path, accelerator: Accelerator, vae: AutoencoderKL, shard: int = 2000) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of all training pictures, each (LATENTS, 4, 16, 16)."""
+def cached_latents(
+    out: Path, accelerator: Accelerator, vae: AutoencoderKL, preset: Preset, shard: int = 1000
+) -> dict[str, Tensor]:
+    """Of all training pictures: "mean" and "std" of the latents, (n, 4, 16, 16) float16, and the things' "mask"."""
     folder = out / "latents"
     folder.mkdir(exist_ok=True)
-    means, stds = [], []
-    for start in range(0, LATENTS, shard):
+    shards = []
+    for start in range(0, preset.latents, shard):
         file = folder / f"{start:06d}.safetensors"
         if not file.exists():
+            pictures, mask = drawings(range(start, start + shard), preset)
             with torch.no_grad():
-                parts = torch.split(pixels(range(start, start + shard)), 50)
-                found = [vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in parts]
+                found = [
+                    vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures, 50)
+                ]
             mean, std = (
                 torch.cat([getattr(p, key) for p in found]).half().cpu().contiguous() for key in ("mean", "std")
             )
-            save_file({"mean": mean, "std": std}, file)
-            accelerator.print(f"latents: {start + shard} of {LATENTS}", flush=True)
-        tensors = load_file(file)
-        means.append(tensors["mean"])
-        stds.append(tensors["std"])
-    return torch.cat(means), torch.cat(stds)
+            save_file({"mean": mean, "std": std, "mask": mask}, file)
+            accelerator.print(f"latents: {start + shard} of {preset.latents}", flush=True)
+        shards.append(load_file(file))
+    return {key: torch.cat([tensors[key] for tensors in shards]) for key in ("mean", "std", "mask")}
+
+
+class WatchedAttention:
+    """Attention written out, to train where words look as well: `seen` gathers the head mean of the probabilities of
+    cross-attention at the latents' own resolution, (B, h * w, L). In bfloat16 on a CPU it is also the faster way."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.seen = seen
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, tokens, D / heads)
+            for x in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+        )
+        probabilities = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+        if encoder_hidden_states is not None and hidden_states.shape[1] == anatomy.LATENT_SIDE**2:
+            self.seen.append(probabilities.float().mean(1))
+        mixed: Tensor = attn.to_out[0]((probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(-2))
+        return mixed
+
+
+def word_loss(seen: list[Tensor], ids: Tensor, said: list[grammar.Scene], masks: Tensor, nouns: list[int]) -> Tensor:
+    """How far the attention to each noun is from the place of its thing: cross-entropy of every layer's head mean with
+    the thing's mask (after TokenCompose, Wang et al. 2023, arXiv:2312.03626). `masks` is (B, 2, 16, 16) of 0..255."""
+    found, truth = [], []
+    for row, heard in enumerate(said):
+        for i, thing in enumerate(heard.things):
+            for token in (ids[row] == nouns[grammar.KINDS.index(thing.kind)]).nonzero()[:1, 0]:  # none if emptied
+                found.append(torch.stack([layer[row, :, token] for layer in seen]))  # (layers, h * w)
+                truth.append(masks[row, i].flatten().expand(len(seen), -1) / 255)
+    if not found:
+        return seen[0].new_zeros(())
+    return F.binary_cross_entropy(torch.stack(found).clamp(1e-4, 1 - 1e-4), torch.stack(truth))
 
 
 def train_unet(
-    out: Path, accelerator: Accelerator, vae: AutoencoderKL, tokenizer: CLIPTokenizer, encoder: CLIPTextModel
+    out: Path,
+    accelerator: Accelerator,
+    preset: Preset,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    show: Callable[[Image.Image], object] | None,
 ) -> UNet2DConditionModel:
+    """The U-Net, and the text encoder on from where it is, in place."""
     folder = out / "weights" / "unet"
-    if folder.exists():
-        return UNet2DConditionModel.from_pretrained(folder).to(accelerator.device)
-    unet = anatomy.unet().to(accelerator.device)
+    unet = anatomy.unet(preset.unet).to(accelerator.device)
     schedule = anatomy.scheduler()
-    mean, std = cached_latents(out, accelerator, vae)
+    data = cached_latents(out, accelerator, vae, preset)
+    nouns = [tokenizer.convert_tokens_to_ids(f"{kind}</w>") for kind in grammar.KINDS]
+    in_bfloat16 = _multiplies_bfloat16()
+    seen: list[Tensor] = []
+    unet.set_attn_processor(WatchedAttention(seen))
 
-    @torch.no_grad()
-    def hear(captions: list[str]) -> Tensor:
-        text: Tensor = encoder(tokenize(tokenizer, captions).to(accelerator.device)).last_hidden_state
-        return text  # (B, 32, D)
-
-    def loss_at(x0: Tensor, t: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
+    def loss_at(x0: Tensor, t: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         x = schedule.add_noise(x0, noise, t)  # (B, 4, 16, 16)
         target = schedule.get_velocity(x0, noise, t)
-        return F.mse_loss(unet(x, t, hear(captions)).sample, target)
+        text = encoder(ids).last_hidden_state  # (B, L, D)
+        seen.clear()
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=in_bfloat16):
+            prediction = unet(x, t, text).sample
+        return F.mse_loss(prediction.float(), target)
 
     def loss_of(step: int) -> Tensor:
         rng, generator = random.Random(SEED * step), torch.Generator().manual_seed(SEED + step)
-        seeds = [rng.randrange(len(mean)) for _ in range(UNET.batch)]
-        captions = [grammar.caption_of(grammar.leave_out(scene(seed), rng), rng) for seed in seeds]
+        batch = preset.denoiser.batch
+        seeds = [rng.randrange(preset.latents) for _ in range(batch)]
+        said = [grammar.leave_out(scene(seed, preset.pairs), rng) for seed in seeds]
+        captions = [grammar.caption_of(heard, rng) for heard in said]
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
-        x0 = mean[seeds].float() + std[seeds].float() * torch.randn(mean[seeds].shape, generator=generator)
+        ids = tokenize(tokenizer, captions).to(accelerator.device)
+        mean, std = (data[key][seeds].float() for key in ("mean", "std"))
+        x0 = mean + std * torch.randn(mean.shape, generator=generator)
         # One draw from each of B equal parts, evener than B free ones; the power leans towards the middle of the
         # schedule, where shapes are decided: two thirds of the draws fall into its middle half.
-        strata = (torch.arange(UNET.batch) + torch.rand(UNET.batch, generator=generator)) / UNET.batch * 2 - 1
+        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * 2 - 1
         share = 0.5 + 0.5 * strata.sign() * strata.abs() ** 1.6  # in (0, 1)
         t = (share * schedule.config.num_train_timesteps).long().to(accelerator.device)
-        return loss_at(x0.to(accelerator.device), t, captions, generator)
+        denoising = loss_at(x0.to(accelerator.device), t, ids, generator)
+        masks = data["mask"][seeds].to(accelerator.device)
+        return denoising + WORD_WEIGHT * word_loss(seen, ids, said, masks, nouns)
 
     unseen = range(VALIDATION, VALIDATION + 64)
     with torch.no_grad():
-        parts = torch.split(pixels(unseen), 32)
+        parts = torch.split(pixels(unseen, preset), 32)
         x0_unseen = torch.cat([vae.encode(as_input(part).to(accelerator.device)).latent_dist.mean for part in parts])
-    captions = [grammar.caption_of(scene(seed), random.Random(seed)) for seed in unseen]
+    captions = [grammar.caption_of(scene(seed, preset.pairs), random.Random(seed)) for seed in unseen]
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -255,12 +370,21 @@ def train_unet(
             ("wrong", captions[1:] + captions[:1]),
         ):
             t = torch.full((len(captions),), 800, device=accelerator.device)
-            row[f"{name} at 800"] = float(loss_at(x0_unseen, t, said, torch.Generator().manual_seed(0)))
-        sheet(anatomy.pipeline(vae, encoder, tokenizer, unet)).save(out / "unet.png")
+            ids = tokenize(tokenizer, said).to(accelerator.device)
+            row[f"{name} at 800"] = float(loss_at(x0_unseen, t, ids, torch.Generator().manual_seed(0)))
+        pictures = sheet(anatomy.pipeline(vae, encoder, tokenizer, unet), preset.side)
+        seen.clear()
         save(out / "model", vae, encoder, tokenizer, unet)
+        page = progress(out / "unet.csv", row, pictures)
+        page.save(out / "unet.png")
+        if show is not None:
+            show(page)
         return row
 
-    fit("unet", unet, loss_of, UNET, out, accelerator, validate, every=1000)
+    pupil = nn.ModuleDict({"unet": unet, "encoder": encoder})
+    # The encoder can already read; it goes on more slowly.
+    fit("unet", pupil, loss_of, preset.denoiser, out, accelerator, validate, preset.every, rates={"encoder": 0.3})
+    unet.set_attn_processor(AttnProcessor2_0())  # diffusers' own again
     unet.eval().save_pretrained(folder)
     return unet
 
@@ -281,16 +405,37 @@ SHEET = (
 )
 
 
-def sheet(pipeline: StableDiffusionPipeline) -> Image.Image:
+def sheet(pipeline: StableDiffusionPipeline, side: int) -> Image.Image:
     """Two rows of pictures for a look at how far it is; the last two captions are held-out pairs."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)
     pictures = pipeline(
-        list(SHEET), num_inference_steps=20, guidance_scale=5.0, height=128, width=128, generator=generator
+        list(SHEET), num_inference_steps=20, guidance_scale=5.0, height=side, width=side, generator=generator
     ).images
-    page = Image.new("RGB", (6 * 132, 2 * 132), "white")
+    page = Image.new("RGB", (6 * (side + 4), 2 * (side + 4)), "white")
     for i, picture in enumerate(pictures):
-        page.paste(picture, (i % 6 * 132 + 2, i // 6 * 132 + 2))
+        page.paste(picture, (i % 6 * (side + 4) + 2, i // 6 * (side + 4) + 2))
+    return page
+
+
+def progress(log: Path, row: dict[str, float], pictures: Image.Image, height: int = 120) -> Image.Image:
+    """One page: above, the losses so far on unseen pictures at timestep 800, with the right caption (green), with none
+    (gray) and with a wrong one (red), from 0 up to 1.2; below, the pictures."""
+    rows: list[dict[str, float]] = []
+    if log.exists():
+        with log.open(newline="") as file:
+            rows = [{key: float(value) for key, value in found.items()} for found in csv.DictReader(file)]
+    page = Image.new("RGB", (pictures.width, pictures.height + height), "white")
+    pen = ImageDraw.Draw(page)
+    curves = [*rows, row]
+    for key, colour in (("right at 800", "green"), ("empty at 800", "gray"), ("wrong at 800", "red")):
+        points = [
+            (8 + i * (page.width - 16) / max(len(curves) - 1, 1), (height - 8) * (1 - min(found[key] / 1.2, 1)) + 4)
+            for i, found in enumerate(curves)
+        ]
+        pen.line(points, fill=colour, width=2)
+        pen.text((points[-1][0] - 60, points[-1][1] - 12), f"{row[key]:.3f}", fill=colour)
+    page.paste(pictures, (0, height))
     return page
 
 
@@ -305,18 +450,42 @@ def save(
     anatomy.tokenizer(folder / "tokenizer")  # its vocabulary also in the two files that older transformers read
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sdkit.tiny.train", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder for weights, logs and checkpoints")
-    out = parser.parse_args().out
+def train(out: Path, preset: str = "hours", show: Callable[[Image.Image], object] | None = None) -> Path:
+    """Train every part, or go on where an earlier call was interrupted; returns the folder of the finished model.
+
+    Args:
+        out: folder for weights, logs and checkpoints.
+        preset: "hours" for the embedded model, "minutes" for a smaller one of 64x64 pictures with one thing each.
+        show: called with a page of losses and pictures whenever the U-Net was looked at, in a notebook `display`.
+    """
+    chosen = PRESETS[pick("preset", preset, PRESETS)]
     out.mkdir(parents=True, exist_ok=True)
     set_seed(SEED)
     accelerator = Accelerator()
-    vae = train_autoencoder(out, accelerator)
-    tokenizer, encoder = train_text_encoder(out, accelerator)
-    unet = train_unet(out, accelerator, vae, tokenizer, encoder)
+    vae = train_autoencoder(out, accelerator, chosen)
+    tokenizer, encoder = train_text_encoder(out, accelerator, chosen)
+    unet = train_unet(out, accelerator, chosen, vae, tokenizer, encoder, show)
     save(out / "model", vae, encoder, tokenizer, unet)
     accelerator.print(f"the finished model, in half precision, lies in {out / 'model'}")
+    return out / "model"
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether it is worth it: where the hardware does not, bfloat16 is emulated and slower."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sdkit.tiny.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder for weights, logs and checkpoints")
+    parser.add_argument(
+        "--preset", default="hours", choices=PRESETS, help="minutes: a smaller model of 64x64 pictures, small to watch"
+    )
+    given = parser.parse_args()
+    train(given.out, given.preset)
 
 
 if __name__ == "__main__":
