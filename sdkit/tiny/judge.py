@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdkit import contact_sheet, load, text_to_image
+from sdkit import contact_sheet, image_to_image, load, text_to_image
 from sdkit.model import Model
 from sdkit.tiny import grammar, train
 from sdkit.tiny.drawing import SIZE, draw_scene
@@ -38,6 +38,7 @@ README = Path(__file__).parent / "README.md"
 SEED = 5_000_000  # the judge's drawings have seeds from here on; the model's have others
 STEPS, BATCH = 4000, 32
 BETWEEN = "<!-- judge -->", "<!-- /judge -->"  # where the table goes in the README
+CHANGED = "What a strength of image to image does to drawings of one thing that are to change their colour:"
 SAID = ["kind", "colour", "size", "kind 2", "colour 2", "size 2", "background", "place", "relation"]
 
 
@@ -356,6 +357,29 @@ def sweep_table(model: Model, eye: Eye, count: int) -> str:
     return "\n".join(rows)
 
 
+def variation_table(model: Model, eye: Eye, count: int) -> str:
+    """Drawings of one thing, asked for in another colour by image to image, at several strengths."""
+    rng, wanted = random.Random(3), []
+    for seed in range(SEED, SEED + count):
+        drawn = draw_scene(grammar.random_scene(random.Random(seed)), seed)
+        kind, before = drawn.scene.things[0].kind, drawn.scene.things[0].colour
+        colour = rng.choice([c for c in COLOURS if c != before and (c, kind) not in HELD_OUT])
+        wanted.append((drawn.image, kind, colour, drawn.scene.place))
+    pictures, prompts = [picture for picture, *_ in wanted], [f"a {colour} {kind}" for _, kind, colour, _ in wanted]
+    said = torch.tensor(
+        [[grammar.answers(Scene((Thing(k, c),), place=p))[i] for i in (0, 1, 7)] for _, k, c, p in wanted]
+    )
+    rows = ["| strength | recoloured | same kind | same place |", "|---|---|---|---|"]
+    for strength in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+        made = []
+        for i in range(0, count, 16):
+            result = image_to_image(pictures[i : i + 16], prompts[i : i + 16], strength=strength, model=model, seed=i)
+            made += result.images
+        kind, colour, place = (eye.read(made)[:, [0, 1, 7]] == said).float().mean(0).tolist()
+        rows.append(f"| {strength} | {colour:.0%} | {kind:.0%} | {place:.0%} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sdkit.tiny.judge", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="what to judge: a folder in diffusers' layout (default: the embedded model)")
@@ -371,12 +395,14 @@ def main() -> None:
     text = main_table(model, eye, given.count, given.sheets)
     print(text, flush=True)
     sweep = sweep_table(model, eye, min(given.count, 108))
-    print(sweep)
+    print(sweep, flush=True)
+    variation = variation_table(model, eye, min(given.count, 96))
+    print(variation)
     if given.model is None:
         readme = README.read_text(encoding="utf-8")
         before, rest = readme.split(BETWEEN[0])
         after = rest.split(BETWEEN[1])[1]
-        found = f"{said}\n\n{text}\n\n{sweep}"
+        found = "\n\n".join((said, text, sweep, CHANGED, variation))
         README.write_text(f"{before}{BETWEEN[0]}\n{found}\n{BETWEEN[1]}{after}", encoding="utf-8")
 
 
