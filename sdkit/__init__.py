@@ -9,27 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdkit.events import Event, Hook, Stage, on, run, tap
-    from sdkit.generate import Result, image_to_image, stages, text_to_image
+    from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
+    from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
     from sdkit.loading import load
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
     from sdkit.schedulers import SCHEDULERS
+    from sdkit.trace import Trace
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Edit": "events",
     "Event": "events",
     "Hook": "events",
     "Model": "model",
     "Result": "generate",
     "SCHEDULERS": "schedulers",
     "Stage": "events",
+    "Trace": "trace",
     "contact_sheet": "pictures",
     "image_to_image": "generate",
     "load": "loading",
     "on": "events",
     "read_settings": "pictures",
+    "rerun": "generate",
     "run": "events",
     "stages": "generate",
     "tap": "events",
@@ -38,16 +42,19 @@ _ROOMS = {
 
 __all__ = [
     "SCHEDULERS",
+    "Edit",
     "Event",
     "Hook",
     "Model",
     "Result",
     "Stage",
+    "Trace",
     "contact_sheet",
     "image_to_image",
     "load",
     "on",
     "read_settings",
+    "rerun",
     "run",
     "stages",
     "tap",

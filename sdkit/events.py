@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import update_wrapper
 from typing import Any, TypeVar
@@ -35,6 +35,15 @@ class Stage(StrEnum):
     IMAGE = "image"  # (B, 3, H, W)      the decoded picture, in [-1, 1]
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """That somebody replaced a value, and by how much."""
+
+    hook: str  # its name
+    distance: float  # Euclidean norm of what was added
+    relative: float  # the same as a share of the norm that the value had
+
+
 @dataclass(eq=False, slots=True)
 class Event:
     """One value of one stage. Assign `value` to change what the process does next."""
@@ -43,6 +52,8 @@ class Event:
     value: Tensor
     step: int | None = None  # 0 .. visits-1, which Heun and KDPM2 have nearly two of in a step
     t: int | None = None  # training timestep; 999 is pure noise
+    origin: Any = None  # the run that it comes from: `sdkit.process.Run`
+    edits: list[Edit] = field(default_factory=list)  # complete when the next event comes
 
     def __str__(self) -> str:
         where = f"stage {self.stage.value!r}"
@@ -81,7 +92,18 @@ def tap(
                 f"{event}: event.value was set to a tensor of {what} {_plain(getattr(given, what))}, "
                 f"but {what} {_plain(getattr(value, what))} is needed here"
             )
+    if not event.edits:
+        event.edits.append(_edit("whoever drives the run", value, given))
     return given.detach()
+
+
+def _edit(hook: str, before: Tensor, after: Tensor) -> Edit:
+    change, norm = (after.detach().double() - before.double()).norm().item(), before.double().norm().item()
+    return Edit(hook, change, change / norm if norm else float("inf"))
+
+
+def _comparable(after: object, before: Tensor) -> bool:
+    return isinstance(after, Tensor) and after.shape == before.shape and after.device == before.device
 
 
 def _plain(what: object) -> str:
@@ -104,8 +126,11 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
                 result: T = end.value
                 return result
             for hook in hooks:
+                before = event.value
                 try:
                     hook(event)
+                    if event.value is not before and _comparable(event.value, before):
+                        event.edits.append(_edit(_name(hook), before, event.value))
                 except BaseException as error:
                     error.add_note(f"raised by hook {_name(hook)!r} at {event}")
                     raise

@@ -3,9 +3,11 @@ as a loop of your own."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from torch import Tensor
 from sdkit import __version__, schedulers
 from sdkit.events import Event, Hook, run
 from sdkit.loading import load
-from sdkit.pictures import save_png, to_pil, to_pixels
-from sdkit.process import Generators, Run, reverse
+from sdkit.pictures import read_settings, save_png, to_pil, to_pixels
+from sdkit.process import Generators, History, Run, reverse
 from sdkit.settings import Settings, output_paths
 
 
@@ -30,6 +32,7 @@ class Result:
     latents: Tensor  # (B, C, h, w), what diffusers returns for output_type="latent"
     seeds: list[int] | None  # one a picture; None where generators were given instead
     settings: dict[str, Any]  # plain JSON values, all that made them but hooks
+    first: int = 0  # number of the first of them among those that were made together
 
     @property
     def image(self) -> Image.Image:
@@ -40,7 +43,7 @@ class Result:
         """Write the pictures as PNG with their settings inside: out.png, or out-1.png, out-2.png, ... for several."""
         paths = output_paths(path, len(self.images))
         for index, (picture, place) in enumerate(zip(self.images, paths, strict=True)):
-            save_png(picture, place, {**self.settings, "index": index})
+            save_png(picture, place, {**self.settings, "index": self.first + index})
         return paths
 
 
@@ -195,6 +198,68 @@ def stages(
     return _begin(settings, model, generator, scheduler, latents=latents, image=image)
 
 
+def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iterable[Hook] = ()) -> Result:
+    """The picture of a PNG that sdkit saved, generated again: the same bytes where the surroundings are the same.
+
+    Where they are not (another version, device, precision or other weights) a warning says what differs.
+
+    Args:
+        path: the PNG. Of several pictures that were made together, all are made again, and this one is returned.
+        image: for image to image, the picture that it started from, which a PNG does not carry.
+        model: what `load` takes; by default the model that the settings name.
+
+    Raises:
+        ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
+    """
+    record = read_settings(path)
+    if record["seed"] is None or record.get("latents"):
+        given = "a generator" if record["seed"] is None else "start latents"
+        raise ValueError(f"{path} was made from {given}, which its settings do not hold; only a seed can be rerun")
+    if (record.get("strength") is None) != (image is None):
+        wanted = "give the picture that it started from as image" if image is None else "leave image out"
+        raise ValueError(f"{path} was made from {'words alone' if image is not None else 'a picture'}; {wanted}")
+    owner = load(record["model"] if model is None else model)
+    settings, scheduler = _recorded(record)
+    made = run(_begin(settings, owner, None, scheduler, image=image), hooks)
+    if differs := differences(record, made.settings):
+        warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
+    index = record["index"]
+    return Result([made.images[index]], made.latents[index : index + 1], made.seeds, record, first=index)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of runs, but for what is the run's own to choose."""
+    pairs = [(key, old.get(key), new.get(key)) for key in ("model_hash", "image", "device", "dtype", "scheduler")]
+    libraries = {**old["versions"], **new["versions"]}
+    pairs += [(name, old["versions"].get(name), new["versions"].get(name)) for name in libraries]
+    return [f"{name} was {before} and is {now}" for name, before, now in pairs if before != now]
+
+
+def _recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
+    """The settings and the scheduler that a record stands for."""
+    import diffusers
+
+    config = dict(record["scheduler"])
+    scheduler = getattr(diffusers, config.pop("class")).from_config(config)
+    return Settings(**{field.name: record[field.name] for field in fields(Settings)}), scheduler
+
+
+def branch(
+    record: Mapping[str, Any],
+    history: History,
+    *,
+    model: Any,
+    pixels: Tensor | None,
+    changes: Mapping[str, Any],
+    hooks: Iterable[Hook],
+) -> Result:
+    """A recorded run again from the end of its history, with some settings changed; what `Trace.branch` calls."""
+    settings, scheduler = _recorded(record)
+    settings = replace(settings, **changes)
+    latents = history.latents[0] if record.get("latents") else None
+    return run(_begin(settings, model, None, scheduler, latents=latents, pixels=pixels, history=history), hooks)
+
+
 def _begin(
     settings: Settings,
     source: Any,
@@ -203,10 +268,11 @@ def _begin(
     *,
     latents: Tensor | None = None,
     image: Any = None,
+    pixels: Tensor | None = None,
+    history: History | None = None,
 ) -> Generator[Event, None, Result]:
     """Check everything, fill in the model's defaults, draw what was left to chance; then the run, not yet begun."""
     model = load(source)
-    pixels = None
     if image is not None:
         if latents is not None:
             raise ValueError("both image and latents were given; a run starts from one of them")
@@ -218,7 +284,7 @@ def _begin(
             raise ValueError(
                 f"{len(pixels)} pictures were given for {len(settings.prompts)} prompts; give one, or one each"
             )
-    elif settings.strength is not None:
+    elif settings.strength is not None and pixels is None:
         raise ValueError("strength was given without image; it says how far to noise a picture")
     height, width = settings.height or model.size[0], settings.width or model.size[1]
     steps = settings.num_inference_steps or model.num_inference_steps
@@ -228,6 +294,22 @@ def _begin(
     stepper = schedulers.fresh(scheduler, model.scheduler)
     visits = schedulers.visits(stepper, steps, model.device, settings.strength)
     shape = model.latent_shape(settings.pictures, height, width)
+    record = {
+        **asdict(settings),
+        "seed": seeds,
+        "latents": latents is not None,
+        "image": None if pixels is None else hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+        "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
+        "scheduler": {"class": type(stepper).__name__, **schedulers.plain(stepper.config)},
+        "model": model.name,
+        "model_hash": model.fingerprint(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {
+            "sdkit": __version__,
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
+    }
     request = Run(
         model=model,
         settings=settings,
@@ -238,29 +320,32 @@ def _begin(
         pixels=pixels,
         scheduler=stepper,
         visits=visits,
+        record=record,
+        history=history,
     )
-    record = {
-        **asdict(settings),
-        "seed": seeds,
-        "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
-        "scheduler": {"class": type(stepper).__name__, **schedulers.plain(stepper.config)},
-        "model": model.name,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {
-            "sdkit": __version__,
-            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-        },
-    }
-    return _to_result(request, seeds, record)
+    return _to_result(request, seeds)
 
 
-def _to_result(request: Run, seeds: list[int] | None, record: dict[str, Any]) -> Generator[Event, None, Result]:
+def _to_result(request: Run, seeds: list[int] | None) -> Generator[Event, None, Result]:
     try:
-        latents, image = yield from reverse(request)
+        latents, image = yield from _signed(request, reverse(request))
     finally:
         request.model.pipeline.maybe_free_model_hooks()  # where the pipeline offloads, its parts go back
-    return Result(to_pil(image), latents, seeds, record)
+    return Result(to_pil(image), latents, seeds, request.record)
+
+
+def _signed(
+    request: Run, events: Generator[Event, None, tuple[Tensor, Tensor]]
+) -> Generator[Event, None, tuple[Tensor, Tensor]]:
+    """The same events, each with the run that it comes from."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            found: tuple[Tensor, Tensor] = end.value
+            return found
+        event.origin = request
+        yield event
 
 
 def _generators(settings: Settings, generator: Generators) -> tuple[Generators, list[int] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,17 @@ class Model:
     def scheduler(self) -> Any:
         """The scheduler that the model came with: its noise schedule and prediction type. Runs step a fresh copy."""
         return self.pipeline.scheduler
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the weights: of up to 16 values of each parameter, evenly spaced."""
+        digest = hashlib.sha256()
+        for part in (self.text_encoder, self.unet, self.vae):
+            for name, weight in part.named_parameters():
+                digest.update(f"{name} {tuple(weight.shape)}".encode())
+                if weight.device.type != "meta":  # where it is while the pipeline offloads it
+                    flat = weight.detach().reshape(-1)
+                    digest.update(flat[:: max(1, len(flat) // 16)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,14 @@ Generators = list[torch.Generator] | torch.Generator | None
 
 
 @dataclass(frozen=True, eq=False)
+class History:
+    """The first steps of an earlier run, to be stepped through again without the U-Net."""
+
+    latents: list[Tensor]  # x of each step, (B, C, h, w), as its prediction saw it
+    predictions: list[Tensor]  # what was stepped along, (B, C, h, w)
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """Everything that one run of the reverse process is made from, checked and complete."""
 
@@ -34,6 +42,11 @@ class Run:
     pixels: Tensor | None  # (N, 3, H, W) in [-1, 1], N pictures to start from if not from noise alone; B = N * n
     scheduler: Any  # a fresh one
     visits: list[Visit]  # the timesteps that it was set to
+    record: dict[str, Any]  # plain JSON values: all that makes this run but hooks
+    history: History | None = None  # of a branch
+    stepped: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # predictions that edited x0 stood for, as they were stepped
 
     @property
     def guided(self) -> bool:
@@ -53,6 +66,9 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     kind = scheduler.config.prediction_type
     for step, visit in enumerate(run.visits):
         t = visit.t
+        if run.history is not None and step < len(run.history.latents):
+            x = _again(run, run.history, step, x)
+            continue
         held, x = x, (yield from tap(Stage.LATENT, x, step=step, t=t))
         if x is not held:
             schedulers.accept_edit(scheduler, step, visit)
@@ -66,11 +82,23 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         believed = schedulers.clip(scheduler, x0_from(guided, x, alpha, sigma, kind)).to(x.dtype)
         x0 = yield from tap(Stage.DENOISED, believed, step=step, t=t)
         if x0 is not believed:  # step along the prediction that the edited x0 stands for
-            guided = prediction_from(x0, x, alpha, sigma, kind).to(guided.dtype)
+            guided = run.stepped[step] = prediction_from(x0, x, alpha, sigma, kind).to(guided.dtype)
         x = schedulers.step_back(scheduler, guided, visit.tensor, x, eta=run.settings.eta, generator=run.generator)
     x = yield from tap(Stage.LATENT, x)
     image = yield from tap(Stage.IMAGE, model.decode(x))
     return x, image
+
+
+def _again(run: Run, history: History, step: int, x: Tensor) -> Tensor:
+    """A recorded step: the scheduler lives through it as it did, its memory and its random draws included."""
+    scheduler, visit = run.scheduler, run.visits[step]
+    seen, prediction = history.latents[step].to(x), history.predictions[step].to(x)
+    if step > 0 and not torch.equal(seen, x):
+        schedulers.accept_edit(scheduler, step, visit)
+    scheduler.scale_model_input(seen, visit.tensor)
+    return schedulers.step_back(
+        scheduler, prediction, visit.tensor, seen, eta=run.settings.eta, generator=run.generator
+    )
 
 
 def _listen(run: Run) -> Generator[Event, None, Tensor]:

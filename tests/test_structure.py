@@ -20,8 +20,9 @@ LAYERS = {
     "loading": 2,
     "process": 2,
     "generate": 3,
-    "cli": 4,
-    "tiny": 4,
+    "trace": 4,  # above generate, because a branch generates
+    "cli": 5,
+    "tiny": 5,
 }
 ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
