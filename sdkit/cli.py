@@ -1,4 +1,4 @@
-"""The command line: reads what the user wants, checks it before torch is imported, calls `text_to_image`, saves."""
+"""The command line: reads what the user wants, checks it before torch is imported, generates, saves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
-        _generate(given)
+        {"generate": _generate, "rerun": _rerun}[given.command](given)
     except (ValueError, TypeError, OSError) as error:
         print(f"sdkit: error: {error}", file=sys.stderr)
         return 2
@@ -64,7 +64,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
     add("--json", action="store_true", default=False, help="print what was made as JSON")
+    again = commands.add_parser(
+        "rerun",
+        help="generate the picture of a PNG again",
+        description="Generate the picture of a PNG that sdkit saved again, and say what differs if anything does.",
+    )
+    again.add_argument("png", help="a PNG that sdkit saved")
+    again.add_argument("-o", "--output", default="again.png", metavar="FILE", help="PNG to write (default: again.png)")
+    again.add_argument("--image", metavar="FILE", help="the picture that it started from, if it started from one")
+    again.add_argument("--model", help="a folder in diffusers' layout or a hub id (default: what the PNG names)")
     return parser
+
+
+def _rerun(given: argparse.Namespace) -> None:
+    (path,) = output_paths(given.output, 1)
+    if not Path(given.png).expanduser().is_file():
+        raise FileNotFoundError(f"there is no picture {given.png!r}")
+
+    from sdkit import rerun
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries
+        warnings.filterwarnings("always", message=".*may come out otherwise")
+        warnings.showwarning = lambda message, *_args, **_rest: print(f"sdkit: {message}", file=sys.stderr)
+        result = rerun(given.png, image=given.image, model=given.model)
+    result.save(path)
+    same = path.read_bytes() == Path(given.png).expanduser().read_bytes()
+    print(f"{path}  {'the same bytes as' if same else 'not the same bytes as'} {given.png}")
 
 
 def _generate(given: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,7 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
 def test_usage_errors_answer_in_a_sentence_without_importing_torch(arguments, words):
     code = f"""
 import sys
+from pathlib import Path
 from sdkit.cli import main
 try:
     status = main({arguments!r})
@@ -123,3 +125,20 @@ def test_help_shows_every_setting_under_diffusers_name():
     for field in dataclasses.fields(Settings):
         name = field.name.replace("_", "-")
         assert (f"--{name}" in done.stdout) == (name != "prompt")
+
+
+def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
+    first, second = str(tmp_path / "out.png"), str(tmp_path / "again.png")
+    assert main(["generate", "a star", "--seed", "3", "--num-inference-steps", "2", "-o", first]) == 0
+    assert main(["rerun", first, "-o", second]) == 0
+    assert f"{second}  the same bytes as {first}" in capsys.readouterr().out
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+def test_rerun_of_what_is_no_picture_of_sdkit_is_one_sentence(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert main(["rerun", str(tmp_path / "plain.png"), "-o", str(tmp_path / "again.png")]) == 2
+    assert main(["rerun", str(tmp_path / "none.png")]) == 2
+    said = capsys.readouterr().err
+    assert "carries no settings of sdkit" in said
+    assert "there is no picture" in said

@@ -20,6 +20,7 @@ LAYERS = {
     "loading": 2,
     "process": 2,
     "generate": 3,
+    "hooks": 3,
     "trace": 4,  # above generate, because a branch generates
     "cli": 5,
     "tiny": 5,

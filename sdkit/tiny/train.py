@@ -40,6 +40,21 @@ CAPTION_DROPOUT = 0.1  # emptied, for classifier-free guidance (Ho and Salimans 
 WORD_WEIGHT = 0.1  # of the loss on where a noun's attention lies, beside the denoising loss
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: every picture is a function of its seed
+
+
+def scene(seed: int) -> grammar.Scene:
+    rng = random.Random(seed)
+    return grammar.random_scene(rng, things=2 if rng.random() < PAIRS else 1)
+
+
+def large_scene(seed: int) -> grammar.Scene:
+    """One large thing in the centre: little enough to be learned in minutes."""
+    found = grammar.random_scene(random.Random(seed))
+    return replace(found, things=(replace(found.things[0], size="large"),), place="centre")
+
+
 @dataclass(frozen=True)
 class Preset:
     """How large a model is and how long each of its parts is trained."""
@@ -49,7 +64,7 @@ class Preset:
     unet: tuple[int, ...]
     pictures: int  # that the autoencoder sees
     latents: int  # pictures that the U-Net sees, kept as latents
-    pairs: float  # share of them with two things
+    scene: Callable[[int], grammar.Scene]  # what the picture with a seed shows
     crops: Recipe  # the autoencoder, first on crops of half the side
     whole: Recipe  # then on whole pictures
     text: Recipe
@@ -64,7 +79,7 @@ PRESETS = {
         unet=(48, 96, 160),
         pictures=8_000,
         latents=60_000,
-        pairs=PAIRS,
+        scene=scene,
         crops=Recipe(steps=2600, batch=8, learning_rate=1.5e-3),
         whole=Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20),
         text=Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50),
@@ -77,23 +92,14 @@ PRESETS = {
         unet=(32, 64, 96),
         pictures=1_500,
         latents=6_000,
-        pairs=0.0,
-        crops=Recipe(steps=200, batch=8, learning_rate=1.5e-3, warmup=20),
-        whole=Recipe(steps=150, batch=8, learning_rate=1e-3, decay=1.0, warmup=20),
+        scene=large_scene,
+        crops=Recipe(steps=300, batch=8, learning_rate=1.5e-3, warmup=20),
+        whole=Recipe(steps=200, batch=8, learning_rate=1e-3, decay=1.0, warmup=20),
         text=Recipe(steps=150, batch=64, learning_rate=1e-3, warmup=20),
         denoiser=Recipe(steps=2_400, batch=16, learning_rate=1e-3, warmup=100, decay=0.5),
         every=300,
     ),
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: every picture is a function of its seed
-
-
-def scene(seed: int, pairs: float = PAIRS) -> grammar.Scene:
-    rng = random.Random(seed)
-    return grammar.random_scene(rng, things=2 if rng.random() < pairs else 1)
 
 
 def pixels(seeds: range, preset: Preset = PRESETS["hours"]) -> Tensor:
@@ -106,7 +112,7 @@ def drawings(seeds: range, preset: Preset) -> tuple[Tensor, Tensor]:
     (n, 2, 16, 16) of 0..255."""
     pictures, masks = [], torch.zeros(len(seeds), 2, drawing.SIZE, drawing.SIZE)
     for i, seed in enumerate(seeds):
-        drawn = drawing.draw_scene(scene(seed, preset.pairs), seed)
+        drawn = drawing.draw_scene(preset.scene(seed), seed)
         pictures.append(np.asarray(drawn.image.reduce(drawing.SIZE // preset.side)))
         masks[i, : len(drawn.masks)] = torch.from_numpy(drawn.masks)
     coverage = (F.avg_pool2d(masks, drawing.SIZE // anatomy.LATENT_SIDE) * 255).round().byte()
@@ -202,7 +208,7 @@ def train_text_encoder(out: Path, accelerator: Accelerator, preset: Preset) -> t
     def guess(rng: random.Random, batch: int) -> tuple[Tensor, Tensor]:
         said = []
         for _ in range(batch):
-            complete = grammar.random_scene(rng, things=rng.choice((1, 2)) if preset.pairs else 1)
+            complete = grammar.random_scene(rng, things=rng.choice((1, 2)))
             said.append(grammar.leave_out(complete, rng))
         ids = tokenize(tokenizer, [grammar.caption_of(scene, rng) for scene in said]).to(accelerator.device)
         # medium is never said
@@ -339,7 +345,7 @@ def train_unet(
         rng, generator = random.Random(SEED * step), torch.Generator().manual_seed(SEED + step)
         batch = preset.denoiser.batch
         seeds = [rng.randrange(preset.latents) for _ in range(batch)]
-        said = [grammar.leave_out(scene(seed, preset.pairs), rng) for seed in seeds]
+        said = [grammar.leave_out(preset.scene(seed), rng) for seed in seeds]
         captions = [grammar.caption_of(heard, rng) for heard in said]
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
         ids = tokenize(tokenizer, captions).to(accelerator.device)
@@ -358,7 +364,7 @@ def train_unet(
     with torch.no_grad():
         parts = torch.split(pixels(unseen, preset), 32)
         x0_unseen = torch.cat([vae.encode(as_input(part).to(accelerator.device)).latent_dist.mean for part in parts])
-    captions = [grammar.caption_of(scene(seed, preset.pairs), random.Random(seed)) for seed in unseen]
+    captions = [grammar.caption_of(preset.scene(seed), random.Random(seed)) for seed in unseen]
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -455,7 +461,8 @@ def train(out: Path, preset: str = "hours", show: Callable[[Image.Image], object
 
     Args:
         out: folder for weights, logs and checkpoints.
-        preset: "hours" for the embedded model, "minutes" for a smaller one of 64x64 pictures with one thing each.
+        preset: "hours" for the embedded model, "minutes" for a smaller one of 64x64 pictures, each of one
+            large thing in the centre.
         show: called with a page of losses and pictures whenever the U-Net was looked at, in a notebook `display`.
     """
     chosen = PRESETS[pick("preset", preset, PRESETS)]
