@@ -211,13 +211,16 @@ def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iter
     Raises:
         ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
     """
-    record = read_settings(path)
+    record, hooks = read_settings(path), list(hooks)
     if record["seed"] is None or record.get("latents"):
         given = "a generator" if record["seed"] is None else "start latents"
         raise ValueError(f"{path} was made from {given}, which its settings do not hold; only a seed can be rerun")
     if (record.get("strength") is None) != (image is None):
         wanted = "give the picture that it started from as image" if image is None else "leave image out"
         raise ValueError(f"{path} was made from {'words alone' if image is not None else 'a picture'}; {wanted}")
+    if record.get("edited_by") and not hooks:
+        names = ", ".join(record["edited_by"])
+        warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     owner = load(record["model"] if model is None else model)
     settings, scheduler = _recorded(record)
     made = run(_begin(settings, owner, None, scheduler, image=image), hooks)
@@ -301,6 +304,7 @@ def _begin(
         "image": None if pixels is None else hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
         "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
         "scheduler": {"class": type(stepper).__name__, **schedulers.plain(stepper.config)},
+        "edited_by": [],  # names of the hooks that replaced a value, as they do
         "model": model.name,
         "model_hash": model.fingerprint(),
         "device": model.device.type,
@@ -338,12 +342,18 @@ def _signed(
     request: Run, events: Generator[Event, None, tuple[Tensor, Tensor]]
 ) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     """The same events, each with the run that it comes from."""
+    edited_by = request.record["edited_by"]
+    event = None
     while True:
         try:
-            event = next(events)
+            following = next(events)
         except StopIteration as end:
             found: tuple[Tensor, Tensor] = end.value
             return found
+        finally:  # only now is it known who replaced the value before
+            names: list[str] = [] if event is None else [edit.hook for edit in event.edits]
+            edited_by.extend(name for name in dict.fromkeys(names) if name not in edited_by)
+        event = following
         event.origin = request
         yield event
 

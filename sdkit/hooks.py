@@ -90,6 +90,16 @@ def preview(show: Callable[[int, list[Image.Image]], Any], every: int = 1) -> Ho
     return preview
 
 
+def stop_after(step: int) -> Hook:
+    """End the run with what this step believes in: its x0 is the clean latent, and is decoded."""
+
+    @on(Stage.DENOISED)
+    def stop_after(event: Event) -> None:
+        event.origin.stop = event.step == step
+
+    return stop_after
+
+
 def from_diffusers(callback: Callable[..., dict[str, Any]]) -> Hook:
     """A function that was written as diffusers' `callback_on_step_end`, as a hook.
 

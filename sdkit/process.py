@@ -29,7 +29,7 @@ class History:
     predictions: list[Tensor]  # what was stepped along, (B, C, h, w)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
     """Everything that one run of the reverse process is made from, checked and complete."""
 
@@ -47,6 +47,8 @@ class Run:
     stepped: dict[int, Tensor] = field(
         default_factory=dict
     )  # predictions that edited x0 stood for, as they were stepped
+
+    stop: bool = False  # set by a hook: end with the x0 of this step
 
     @property
     def guided(self) -> bool:
@@ -83,6 +85,9 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         x0 = yield from tap(Stage.DENOISED, believed, step=step, t=t)
         if x0 is not believed:  # step along the prediction that the edited x0 stands for
             guided = run.stepped[step] = prediction_from(x0, x, alpha, sigma, kind).to(guided.dtype)
+        if run.stop:
+            x = x0
+            break
         x = schedulers.step_back(scheduler, guided, visit.tensor, x, eta=run.settings.eta, generator=run.generator)
     x = yield from tap(Stage.LATENT, x)
     image = yield from tap(Stage.IMAGE, model.decode(x))

@@ -94,6 +94,14 @@ def test_a_preview_shows_the_x0_of_its_steps_and_changes_nothing(tiny):
     assert trace.edits == []
 
 
+def test_a_run_that_is_stopped_ends_with_the_x0_of_that_step(tiny):
+    _, whole = draw()
+    result, trace = draw(hooks.stop_after(4))
+    assert trace.steps == [0, 1, 2, 3, 4]
+    assert torch.equal(result.latents, whole[Stage.DENOISED][4].value)
+    assert trace.images[0].tobytes() == result.image.tobytes()
+
+
 def test_a_callback_of_diffusers_is_called_and_heard_as_diffusers_does(tiny):
     calls = []
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 import torch
@@ -92,13 +91,12 @@ def test_stages_every_and_dtype_say_what_is_kept(sd1):
     assert {r.value.dtype for r in trace} == {torch.float16}
 
 
+@pytest.mark.filterwarnings("ignore:the trace reached its budget")
 @settings(max_examples=12)
 @given(st.integers(500, 60_000), st.sets(st.sampled_from(OUTER), min_size=1), st.integers(1, 3))
 def test_no_budget_is_broken_and_every_kept_step_is_whole(sd1, budget, stages, every):
     trace = Trace(stages, every=every, budget=budget)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        record(sd1, trace)
+    record(sd1, trace)
     stepped = sum(r.value.nbytes for r in trace if r.step is not None)
     other = sum(r.value.nbytes for r in trace if r.step is None)
     assert stepped + other <= budget or len(trace.steps) <= 1
@@ -217,6 +215,24 @@ def test_a_branch_without_a_change_gives_the_same_bits_with_every_scheduler(sd1,
         assert branch.images[0].tobytes() == result.image.tobytes()
 
 
+EDITABLE = ("latent", "noise", "guided", "denoised")
+
+
+@settings(max_examples=10)
+@given(
+    st.dictionaries(st.tuples(st.sampled_from(EDITABLE), st.integers(0, 5)), st.floats(0.5, 1.5), max_size=4),
+    st.integers(0, 5),
+    st.sampled_from(["ddpm", "dpmpp_2m_karras", "euler_a", "deis"]),
+)
+def test_a_branch_after_any_edits_goes_on_as_the_run_did(sd1, edits, step, scheduler):
+    def edit(event):
+        if (event.stage.value, event.step) in edits:
+            event.value = event.value * edits[event.stage.value, event.step]
+
+    trace, result = record(sd1, scheduler=scheduler, hooks=[edit])
+    assert torch.equal(trace.branch(step, hooks=[edit])[Stage.LATENT][-1].value, result.latents)
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_2m", "unipc"])
 def test_a_branch_of_an_edited_run_keeps_its_edits(sd1, scheduler):
     def darken(event):
@@ -320,6 +336,19 @@ def test_a_variation_can_be_run_again_from_its_picture(tiny, tmp_path):
     assert again.read_bytes() == path.read_bytes()
     with pytest.raises(ValueError, match="give the picture that it started from"):
         sdkit.rerun(path)
+
+
+def test_a_rerun_of_an_edited_picture_asks_for_its_hooks(sd1, tmp_path):
+    @sdkit.on(Stage.GUIDED)
+    def halve(event):
+        event.value = event.value / 2
+
+    _, result = record(sd1, hooks=[halve])
+    (path,) = result.save(tmp_path / "out.png")
+    with pytest.warns(UserWarning, match="halve; give them again"):
+        sdkit.rerun(path, model=sd1)
+    (again,) = sdkit.rerun(path, model=sd1, hooks=[halve]).save(tmp_path / "again.png")
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_a_rerun_says_what_differs(sd1, tmp_path):
