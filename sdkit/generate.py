@@ -294,7 +294,7 @@ def _begin(
     guidance_scale = model.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     settings = replace(settings, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance_scale)
     generator, seeds = _generators(settings, generator)
-    stepper = schedulers.fresh(scheduler, model.scheduler)
+    stepper = schedulers.fresh(scheduler, model.scheduler, generator)
     visits = schedulers.visits(stepper, steps, model.device, settings.strength)
     shape = model.latent_shape(settings.pictures, height, width)
     record = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sdkit.settings import pick
@@ -21,33 +22,46 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_sde": ("DPMSolverSDEScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "kdpm2": ("KDPM2DiscreteScheduler", {}),
     "kdpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as Stable Diffusion configures it
     "tcd": ("TCDScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-_WITH_KARRAS = ("deis", "dpmpp_2m", "dpmpp_2s", "euler", "heun", "kdpm2", "kdpm2_a", "unipc")
+_WITH_KARRAS = ("deis", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde", "euler", "heun", "kdpm2", "kdpm2_a", "lms", "unipc")
+_NEEDS = {"dpmpp_sde": "torchsde", "lms": "scipy"}  # packages of the extra "schedulers"
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 SCHEDULERS: tuple[str, ...] = tuple(sorted([*_NAMED, *(f"{name}_karras" for name in _WITH_KARRAS)]))
 
 
-def fresh(scheduler: Any, model_scheduler: Any) -> Any:
+def fresh(scheduler: Any, model_scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> Any:
     """A scheduler in its first state: schedulers hold the state of a run, so no two runs share one.
 
     Args:
         scheduler: a short name, which takes over the model's noise schedule; a diffusers scheduler, whose
             configuration is copied; or None, the model's own.
         model_scheduler: the scheduler that the model came with.
+        generator: what the run draws from. The Brownian motion of DPM++ SDE is no draw: it grows from the seeds of the
+            generators, as from a `noise_sampler_seed` in diffusers, unless the scheduler was made with one.
 
     Raises:
-        ValueError: the name is unknown, or the scheduler is not one for Stable Diffusion.
+        ValueError: the name is unknown, it needs a package that is not there, or it is not one for Stable Diffusion.
         TypeError: it is neither a name nor a scheduler.
     """
+    stepper = _fresh(scheduler, model_scheduler)
+    if generator is not None and getattr(stepper, "noise_sampler_seed", 0) is None:
+        seeds = [one.initial_seed() for one in generator] if isinstance(generator, list) else generator.initial_seed()
+        stepper.noise_sampler_seed = seeds
+    return stepper
+
+
+def _fresh(scheduler: Any, model_scheduler: Any) -> Any:
     if isinstance(scheduler, str):
         return _named(pick("scheduler", scheduler, SCHEDULERS), model_scheduler)
     given = model_scheduler if scheduler is None else scheduler
@@ -56,8 +70,6 @@ def fresh(scheduler: Any, model_scheduler: Any) -> Any:
     kind = type(given).__name__
     if not hasattr(given, "alphas_cumprod"):
         raise ValueError(f"{kind} has no noise schedule of Stable Diffusion; use one of {', '.join(SCHEDULERS)}")
-    if kind == "DPMSolverSDEScheduler":
-        raise ValueError(f"{kind} draws noise that no seed reaches; use dpmpp_2m, or euler_a for a stochastic one")
     return type(given).from_config(given.config)
 
 
@@ -65,6 +77,9 @@ def _named(name: str, model_scheduler: Any) -> Any:
     import diffusers
 
     kind, fixed = _NAMED[name.removesuffix("_karras")]
+    package = _NEEDS.get(name.removesuffix("_karras"))
+    if package is not None and find_spec(package) is None:
+        raise ValueError(f"scheduler {name!r} needs {package}, which is not installed: pip install {package}")
     scheduler = getattr(diffusers, kind)
     spacings = {spacing: False for spacing in _SPACINGS if spacing in _parameters(scheduler)}
     if name.endswith("_karras"):
@@ -86,19 +101,52 @@ class Visit:
     tensor: Tensor  # the same as the 0-d tensor that diffusers works with
 
 
-def visits(scheduler: Any, num_inference_steps: int, device: torch.device, strength: float | None) -> list[Visit]:
+def visits(
+    scheduler: Any,
+    num_inference_steps: int,
+    device: torch.device,
+    strength: float | None,
+    *,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> list[Visit]:
     """Set the scheduler's timesteps and list those that a run visits: all, or the last `strength` of them (SDEdit).
 
     The numbers are taken from the device once: asking each tensor for its own would wait for the GPU in every step.
+
+    Raises:
+        ValueError: the scheduler does not take the timesteps or sigmas of the caller.
     """
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    custom = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+    if custom:
+        _set_custom(scheduler, custom, device)
+        num_inference_steps = len(scheduler.timesteps)  # as diffusers counts them, which Heun has nearly two of a step
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
     first = 0
     if strength is not None:
         first = (num_inference_steps - int(num_inference_steps * strength)) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
     numbers = [round(t) for t in scheduler.timesteps.tolist()]
+    if first >= len(numbers):
+        raise ValueError(f"strength {strength:g} leaves none of these {len(numbers)} timesteps to run; give more")
     return [Visit(i, numbers[i], scheduler.timesteps[i]) for i in range(first, len(numbers))]
+
+
+def _set_custom(scheduler: Any, custom: dict[str, Sequence[Any]], device: torch.device) -> None:
+    """Set timesteps or sigmas of the caller's own, given as lists, by the one keyword that is in `custom`."""
+    ((name, values),) = custom.items()
+    kind, known = type(scheduler).__name__, len(scheduler.alphas_cumprod)
+    if name not in inspect.signature(scheduler.set_timesteps).parameters:
+        takers = "euler" if name == "sigmas" else "ddpm, dpmpp_2m, dpmpp_2s, euler, heun, lcm or tcd"
+        raise ValueError(f"{kind} takes no custom {name}; use {takers}")
+    if name == "timesteps" and max(values) >= known:
+        raise ValueError(f"timesteps must lie below {known}, the length of the noise schedule, but go up to {max(values)}")
+    try:
+        scheduler.set_timesteps(**custom, device=device)
+    except ValueError as error:
+        raise ValueError(f"{kind} does not take these {name}: {error}") from error
 
 
 def alpha_sigma(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
@@ -114,6 +162,8 @@ def alpha_sigma(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
     if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
         # KDPM2 looks from half-way in the second half of each step; its two classes count that list differently.
         sigma = scheduler.sigmas_interpol[visit.index - ("Ancestral" in type(scheduler).__name__)]
+    elif getattr(scheduler, "mid_point_sigma", None) is not None:  # and so does DPM++ SDE
+        sigma = scheduler.mid_point_sigma
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return alpha, sigma
@@ -142,7 +192,7 @@ def accept_edit(scheduler: Any, step: int, visit: Visit) -> None:
     """Make an edited latent heard where the scheduler would go on from a sample that it kept.
 
     UniPC and SA-Solver correct the new latent from the last one; without the last one they skip that. The second half
-    of each step of Heun and KDPM2, the later orders of a singlestep solver and the repeated visits of PNDM start from
+    of each step of Heun, KDPM2 and DPM++ SDE, the later orders of a singlestep solver and the repeated visits of PNDM start from
     the kept sample, and cannot be told otherwise.
 
     Raises:

@@ -17,12 +17,14 @@ CLASSES = {
     "deis": diffusers.DEISMultistepScheduler,
     "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
     "dpmpp_2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpmpp_sde": diffusers.DPMSolverSDEScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
     "euler_a": diffusers.EulerAncestralDiscreteScheduler,
     "heun": diffusers.HeunDiscreteScheduler,
     "kdpm2": diffusers.KDPM2DiscreteScheduler,
     "kdpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
     "lcm": diffusers.LCMScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
     "tcd": diffusers.TCDScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
@@ -30,9 +32,11 @@ CLASSES = {
 PREDICTIONS = ["epsilon", "v_prediction"]
 
 
-def reference_scheduler(name, pipeline):
+def reference_scheduler(name, pipeline, seed=None):
     """What a user of diffusers would write for this short name."""
     extra = {"use_karras_sigmas": True} if name.endswith("_karras") else {}
+    if name.startswith("dpmpp_sde"):
+        extra["noise_sampler_seed"] = seed
     if name == "pndm":
         extra["skip_prk_steps"] = True  # as in Stable Diffusion's own configuration
     return CLASSES[name.removesuffix("_karras")].from_config(pipeline.scheduler.config, **extra)
@@ -74,7 +78,7 @@ def test_every_class_that_has_karras_spacing_has_it_as_a_short_name():
 def test_a_run_equals_that_of_diffusers(name, guidance_scale, prediction_type, pipelines):
     pipeline = pipelines[prediction_type]
     arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": guidance_scale}
-    reference = by_diffusers(pipeline, reference_scheduler(name, pipeline), [7], **arguments)
+    reference = by_diffusers(pipeline, reference_scheduler(name, pipeline, 7), [7], **arguments)
     assert_same(sdkit.text_to_image(model=pipeline, scheduler=name, seed=7, **arguments), reference)
 
 
@@ -137,7 +141,7 @@ def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, pipe
     """Where a scheduler returns no x0, its own conversion of the model's output, or DDIM's at that step, is the
     reference."""
     pipeline = pipelines[prediction_type]
-    scheduler = reference_scheduler(name, pipeline)
+    scheduler = reference_scheduler(name, pipeline, 1)
     scheduler.set_timesteps(6)
     ddim = reference_scheduler("ddim", pipeline)
     ddim.set_timesteps(6)
@@ -177,7 +181,7 @@ def photo(seed, size=(64, 64)):
 def test_a_variation_equals_that_of_diffusers(sd1, name, strength):
     arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": 5.0 if strength < 1 else 1.0}
     arguments |= {"strength": strength, "image": photo(0)}
-    scheduler = reference_scheduler(name, sd1)
+    scheduler = reference_scheduler(name, sd1, 7)
     reference = by_diffusers(sd1, scheduler, [7], kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
     assert_same(sdkit.image_to_image(model=sd1, scheduler=name, seed=7, **arguments), reference)
 
