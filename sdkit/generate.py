@@ -19,9 +19,13 @@ from torch import Tensor
 from sdkit import __version__, schedulers
 from sdkit.events import Event, Hook, run
 from sdkit.loading import load
+from sdkit.model import Model
 from sdkit.pictures import read_settings, save_png, to_pil, to_pixels
 from sdkit.process import Generators, History, Run, reverse
 from sdkit.settings import Settings, output_paths
+
+
+UNHELD = ("latents", "prompt_embeds", "negative_prompt_embeds")  # tensors that a record tells of and does not hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Result:
 
 
 def text_to_image(
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None = None,
     *,
     model: Any = None,
     negative_prompt: str | Sequence[str] | None = None,
@@ -63,6 +67,13 @@ def text_to_image(
     generator: Generators = None,
     latents: Tensor | None = None,
     scheduler: Any = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    clip_skip: int | None = None,
+    clip_skip_negative: bool = True,
+    long_prompt: str = "cut",
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Result:
     """Generate pictures from words.
@@ -82,13 +93,21 @@ def text_to_image(
         generator: torch generators instead of a seed, as diffusers takes them.
         latents: (B, C, h, w) start noise of unit variance instead of noise drawn from the seed.
         scheduler: a short name of `SCHEDULERS` or a diffusers scheduler; by default the model's own.
+        timesteps: the training timesteps to visit, falling, instead of `num_inference_steps`.
+        sigmas: the noise levels to visit, falling and ending at 0, instead of `num_inference_steps`; for `euler`.
+        clip_skip: so many layers of the text encoder are left out at its end, for the negative prompt too.
+        clip_skip_negative: False spares the negative prompt, as diffusers does.
+        long_prompt: what to do with a prompt beyond the text encoder's window: "cut" it, as diffusers does, with a
+            warning that names what is not heard, or "split" it at ends of words into as many windows as it takes.
+        prompt_embeds: (P, L, D) text embeddings instead of `prompt`, from compel for instance.
+        negative_prompt_embeds: the same instead of `negative_prompt`.
         hooks: called with every `Event`, in their order; assigning `event.value` edits the run.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
     settings = Settings(
-        prompt,
+        _prompts(prompt, prompt_embeds),
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -98,13 +117,19 @@ def text_to_image(
         eta=eta,
         num_images_per_prompt=num_images_per_prompt,
         seed=seed,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        clip_skip=clip_skip,
+        clip_skip_negative=clip_skip_negative,
+        long_prompt=long_prompt,
     )
-    return run(_begin(settings, model, generator, scheduler, latents=latents), hooks)
+    embeds = (negative_prompt_embeds, prompt_embeds)
+    return run(_begin(settings, model, generator, scheduler, embeds, latents=latents), hooks)
 
 
 def image_to_image(
     image: Any,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None = None,
     *,
     strength: float = 0.8,
     model: Any = None,
@@ -119,6 +144,13 @@ def image_to_image(
     seed: int | Sequence[int] | None = None,
     generator: Generators = None,
     scheduler: Any = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    clip_skip: int | None = None,
+    clip_skip_negative: bool = True,
+    long_prompt: str = "cut",
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Result:
     """Generate variations of a picture: noise it part of the way, then denoise it under new words (SDEdit, Meng et al.
@@ -137,7 +169,7 @@ def image_to_image(
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
     settings = Settings(
-        prompt,
+        _prompts(prompt, prompt_embeds),
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -148,12 +180,18 @@ def image_to_image(
         num_images_per_prompt=num_images_per_prompt,
         strength=strength,
         seed=seed,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        clip_skip=clip_skip,
+        clip_skip_negative=clip_skip_negative,
+        long_prompt=long_prompt,
     )
-    return run(_begin(settings, model, generator, scheduler, image=image), hooks)
+    embeds = (negative_prompt_embeds, prompt_embeds)
+    return run(_begin(settings, model, generator, scheduler, embeds, image=image), hooks)
 
 
 def stages(
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | None = None,
     *,
     image: Any = None,
     strength: float | None = None,
@@ -170,6 +208,13 @@ def stages(
     generator: Generators = None,
     latents: Tensor | None = None,
     scheduler: Any = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    clip_skip: int | None = None,
+    clip_skip_negative: bool = True,
+    long_prompt: str = "cut",
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
 ) -> Generator[Event, None, Result]:
     """A run as a loop of your own: every `Event` in turn, and `break` when you have seen enough.
 
@@ -183,7 +228,7 @@ def stages(
         ...         break
     """
     settings = Settings(
-        prompt,
+        _prompts(prompt, prompt_embeds),
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -194,8 +239,14 @@ def stages(
         num_images_per_prompt=num_images_per_prompt,
         strength=0.8 if strength is None and image is not None else strength,
         seed=seed,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        clip_skip=clip_skip,
+        clip_skip_negative=clip_skip_negative,
+        long_prompt=long_prompt,
     )
-    return _begin(settings, model, generator, scheduler, latents=latents, image=image)
+    embeds = (negative_prompt_embeds, prompt_embeds)
+    return _begin(settings, model, generator, scheduler, embeds, latents=latents, image=image)
 
 
 def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iterable[Hook] = ()) -> Result:
@@ -212,9 +263,8 @@ def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iter
         ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
     """
     record, hooks = read_settings(path), list(hooks)
-    if record["seed"] is None or record.get("latents"):
-        given = "a generator" if record["seed"] is None else "start latents"
-        raise ValueError(f"{path} was made from {given}, which its settings do not hold; only a seed can be rerun")
+    if unheld := [name for name in UNHELD if record.get(name)] + ["a generator"] * (record["seed"] is None):
+        raise ValueError(f"{path} was made from {unheld[0]}, which its settings do not hold; it cannot be rerun")
     if (record.get("strength") is None) != (image is None):
         wanted = "give the picture that it started from as image" if image is None else "leave image out"
         raise ValueError(f"{path} was made from {'words alone' if image is not None else 'a picture'}; {wanted}")
@@ -268,6 +318,7 @@ def _begin(
     source: Any,
     generator: Generators,
     scheduler: Any,
+    embeds: tuple[Tensor | None, Tensor | None] = (None, None),  # of the negative prompts and the prompts
     *,
     latents: Tensor | None = None,
     image: Any = None,
@@ -289,16 +340,20 @@ def _begin(
             )
     elif settings.strength is not None and pixels is None:
         raise ValueError("strength was given without image; it says how far to noise a picture")
+    embeds = _check_embeds(model, settings, *embeds)
     height, width = settings.height or model.size[0], settings.width or model.size[1]
     steps = settings.num_inference_steps or model.num_inference_steps
     guidance_scale = model.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     settings = replace(settings, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance_scale)
     generator, seeds = _generators(settings, generator)
     stepper = schedulers.fresh(scheduler, model.scheduler, generator)
-    visits = schedulers.visits(stepper, steps, model.device, settings.strength)
+    visits = schedulers.visits(
+        stepper, steps, model.device, settings.strength, timesteps=settings.timesteps, sigmas=settings.sigmas
+    )
     shape = model.latent_shape(settings.pictures, height, width)
     record = {
         **asdict(settings),
+        **_told(embeds),
         "seed": seeds,
         "latents": latents is not None,
         "image": None if pixels is None else hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
@@ -322,6 +377,8 @@ def _begin(
         generator=generator,
         latents=None if latents is None else _check_latents(latents, shape, model.dtype),
         pixels=pixels,
+        negative_prompt_embeds=embeds[0],
+        prompt_embeds=embeds[1],
         scheduler=stepper,
         visits=visits,
         record=record,
@@ -371,6 +428,51 @@ def _generators(settings: Settings, generator: Generators) -> tuple[Generators, 
     if isinstance(generator, list) and len(generator) != settings.pictures:
         raise ValueError(f"{len(generator)} generators were given for {settings.pictures} pictures; give one each")
     return generator, None
+
+
+def _prompts(prompt: str | Sequence[str] | None, prompt_embeds: Tensor | None) -> str | Sequence[str]:
+    """The prompt, or one empty one for each of the embeddings that stand in for it."""
+    if prompt_embeds is None:
+        if prompt is None:
+            raise TypeError("neither prompt nor prompt_embeds was given; give one of them")
+        return prompt
+    if prompt is not None:
+        raise ValueError("both prompt and prompt_embeds were given; give one of them")
+    if not isinstance(prompt_embeds, Tensor) or prompt_embeds.ndim != 3 or not len(prompt_embeds):
+        given = tuple(prompt_embeds.shape) if isinstance(prompt_embeds, Tensor) else type(prompt_embeds).__name__
+        raise ValueError(f"prompt_embeds must be a tensor (P, L, D), but is {given}")
+    return "" if len(prompt_embeds) == 1 else [""] * len(prompt_embeds)
+
+
+def _check_embeds(
+    model: Model, settings: Settings, negative: Tensor | None, positive: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Embeddings given for the negative prompts and the prompts, on the model's device and in its dtype."""
+    if negative is not None and settings.negative_prompt is not None:
+        raise ValueError("both negative_prompt and negative_prompt_embeds were given; give one of them")
+    many, width = len(settings.prompts), model.text_width
+    for name, embeds in (("negative_prompt_embeds", negative), ("prompt_embeds", positive)):
+        if embeds is None:
+            continue
+        if not isinstance(embeds, Tensor) or embeds.ndim != 3 or len(embeds) != many or embeds.shape[2] != width:
+            given = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+            raise ValueError(f"{name} must be a tensor (P, L, D) with P = {many} and D = {width}, but is {given}")
+    if negative is not None and positive is not None and negative.shape != positive.shape:
+        raise ValueError(
+            f"prompt_embeds {tuple(positive.shape)} and negative_prompt_embeds {tuple(negative.shape)} differ "
+            "in shape; make them equally long"
+        )
+    placed = [None if one is None else one.detach().to(model.device, model.dtype) for one in (negative, positive)]
+    return placed[0], placed[1]
+
+
+def _told(embeds: tuple[Tensor | None, Tensor | None]) -> dict[str, Any]:
+    """What the record says of embeddings: that they stood in for words, and their shape."""
+    told: dict[str, Any] = {}
+    for name, one in zip(("negative_prompt", "prompt"), embeds, strict=True):
+        if one is not None:
+            told |= {name: None, f"{name}_embeds": list(one.shape)}
+    return told
 
 
 def _check_latents(latents: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

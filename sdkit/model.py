@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,24 +84,66 @@ class Model:
         scale = self.pipeline.vae_scale_factor
         return pictures, self.unet.config.in_channels, height // scale, width // scale  # (B, C, h, w)
 
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Token ids (P, L), padded to the window. Words beyond it are not heard, which is said in a warning."""
+    @property
+    def text_width(self) -> int:
+        """D, the width of the text embeddings that the U-Net attends to."""
+        width: int = self.unet.config.cross_attention_dim
+        return width
+
+    def tokenize(self, prompts: list[str], *, split: bool = False, length: int = 0) -> Tensor:
+        """Token ids (P, L) in windows of the text encoder's size, each with its begin, end and padding.
+
+        Args:
+            split: take as many windows as the longest prompt needs, broken at ends of words; otherwise there is one,
+                and a warning names the words beyond it, which are not heard.
+            length: at least so many tokens, filled up with windows of the empty prompt; less than a window is exact.
+        """
         prompts = self.pipeline.maybe_convert_prompt(prompts, self.tokenizer)  # textual inversion of several vectors
-        window = self.tokenizer.model_max_length
-        for prompt in prompts:
-            ids = self.tokenizer(prompt, verbose=False).input_ids
-            if len(ids) > window:
-                unheard = self.tokenizer.decode(ids[window - 1 : -1])
-                warnings.warn(f"the prompt is longer than {window} tokens; not heard: {unheard!r}", stacklevel=2)
-        padded = self.tokenizer(prompts, padding="max_length", max_length=window, truncation=True, return_tensors="pt")
-        ids_of_all: Tensor = padded.input_ids
-        return ids_of_all.to(self.device)
+        window: int = min(length or math.inf, self.tokenizer.model_max_length)
+        (empty,) = self._windows("", window, split)
+        parts = [self._windows(prompt, window, split) for prompt in prompts]
+        many = max(-(-length // window), *(len(rows) for rows in parts))
+        ids = [list(chain(*rows, *[empty] * (many - len(rows)))) for rows in parts]
+        return torch.tensor(ids, device=self.device)
+
+    def _windows(self, prompt: str, window: int, split: bool) -> list[list[int]]:
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        ends = [token.endswith("</w>") for token in self.tokenizer.convert_ids_to_tokens(ids)]
+        parts: list[list[int]] = []
+        room = window - 2  # beside begin and end
+        while ids or not parts:
+            end = len(ids)
+            if end > room:
+                end = next((i for i in range(room, 0, -1) if ends[i - 1]), room) if split else room
+            parts.append(ids[:end])
+            ids, ends = ids[end:], ends[end:]
+            if ids and not split:
+                unheard = self.tokenizer.decode(ids)
+                warnings.warn(
+                    f"the prompt is longer than {window} tokens; not heard: {unheard!r}; "
+                    "long_prompt='split' would hear it",
+                    stacklevel=2,
+                )
+                break
+        begin, end_id, pad = (getattr(self.tokenizer, f"{what}_token_id") for what in ("bos", "eos", "pad"))
+        return [[begin, *part, end_id, *[pad] * (room - len(part))] for part in parts]
 
     @torch.no_grad()
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Text embeddings (P, L, D) of token ids (P, L)."""
-        embeddings: Tensor = self.text_encoder(ids)[0]
-        return embeddings.to(self.dtype)
+    def encode_text(self, ids: Tensor, clip_skip: int | None = None) -> Tensor:
+        """Text embeddings (P, L, D) of token ids (P, L), each window of them by itself.
+
+        With `clip_skip`, what the layers before the last so many have made, normalised as the last one's is.
+        """
+        windows = ids.reshape(-1, min(ids.shape[1], self.tokenizer.model_max_length))
+        if clip_skip is None:
+            embeddings: Tensor = self.text_encoder(windows)[0]
+        else:
+            hidden = self.text_encoder(windows, output_hidden_states=True).hidden_states  # the tokens' own, then layers
+            if clip_skip >= len(hidden):
+                raise ValueError(f"clip_skip {clip_skip} leaves nothing of {len(hidden) - 1} layers; take fewer")
+            inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # transformers 5.6 took a level away
+            embeddings = inner.final_layer_norm(hidden[-1 - clip_skip])
+        return embeddings.to(self.dtype).reshape(len(ids), -1, embeddings.shape[-1])
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

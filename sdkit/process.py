@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class Run:
     generator: Generators  # one for each picture, or one for all
     latents: Tensor | None  # (B, C, h, w) start noise of unit variance, drawn from the generators if None
     pixels: Tensor | None  # (N, 3, H, W) in [-1, 1], N pictures to start from if not from noise alone; B = N * n
+    negative_prompt_embeds: Tensor | None  # (P, L, D), what stands in for the words of either half
+    prompt_embeds: Tensor | None
     scheduler: Any  # a fresh one
     visits: list[Visit]  # the timesteps that it was set to
     record: dict[str, Any]  # plain JSON values: all that makes this run but hooks
@@ -107,15 +110,34 @@ def _again(run: Run, history: History, step: int, x: Tensor) -> Tensor:
 
 
 def _listen(run: Run) -> Generator[Event, None, Tensor]:
-    """Prompts to token ids to text embeddings, the negative ones first."""
+    """Prompts to token ids to text embeddings, the negative ones first.
+
+    Embeddings that were given are no words: TOKENS then shows the other half alone, or does not come.
+    """
     model, settings, each = run.model, run.settings, run.settings.num_images_per_prompt
-    halves = [settings.negative_prompts, settings.prompts] if run.guided else [settings.prompts]
-    ids = torch.cat([_repeat(model.tokenize(prompts), each) for prompts in halves])
-    ids = yield from tap(Stage.TOKENS, ids)  # (2B, L)
-    # Encoded once a prompt, as diffusers does: another batch size may round differently.
-    texts = [
-        _repeat(model.encode_text(rows), len(half) // len(rows)) for half, rows in _distinct(ids, len(halves), each)
-    ]
+    skips = (settings.clip_skip if settings.clip_skip_negative else None, settings.clip_skip)
+    given = (run.negative_prompt_embeds, run.prompt_embeds)
+    halves = list(zip((settings.negative_prompts, settings.prompts), skips, given, strict=True))[not run.guided :]
+    words = [prompts for prompts, _, embeds in halves if embeds is None]
+    heard: Iterator[tuple[Tensor, Tensor]] = iter(())
+    if words:
+        length = max((embeds.shape[1] for *_, embeds in halves if embeds is not None), default=0)
+        ids = model.tokenize(list(chain(*words)), split=settings.long_prompt == "split", length=length)
+        ids = yield from tap(Stage.TOKENS, _repeat(ids, each))  # (2B, L)
+        heard = _distinct(ids, len(words), each)
+    texts = []
+    for _, clip_skip, embeds in halves:
+        if embeds is None:  # encoded once a prompt, as diffusers does: another batch size may round differently
+            half, rows = next(heard)
+            embeds = model.encode_text(rows, clip_skip)
+            texts.append(_repeat(embeds, len(half) // len(rows)))
+        else:
+            texts.append(_repeat(embeds, each))
+    if len({text.shape for text in texts}) > 1:
+        lengths = " and ".join(str(text.shape[1]) for text in texts)
+        raise ValueError(
+            f"the text embeddings are {lengths} tokens long; give negative_prompt_embeds of equal length too"
+        )
     return (yield from tap(Stage.TEXT, torch.cat(texts)))
 
 

@@ -142,7 +142,9 @@ def _set_custom(scheduler: Any, custom: dict[str, Sequence[Any]], device: torch.
         takers = "euler" if name == "sigmas" else "ddpm, dpmpp_2m, dpmpp_2s, euler, heun, lcm or tcd"
         raise ValueError(f"{kind} takes no custom {name}; use {takers}")
     if name == "timesteps" and max(values) >= known:
-        raise ValueError(f"timesteps must lie below {known}, the length of the noise schedule, but go up to {max(values)}")
+        raise ValueError(
+            f"timesteps must lie below {known}, the length of the noise schedule, but go up to {max(values)}"
+        )
     try:
         scheduler.set_timesteps(**custom, device=device)
     except ValueError as error:
@@ -192,8 +194,8 @@ def accept_edit(scheduler: Any, step: int, visit: Visit) -> None:
     """Make an edited latent heard where the scheduler would go on from a sample that it kept.
 
     UniPC and SA-Solver correct the new latent from the last one; without the last one they skip that. The second half
-    of each step of Heun, KDPM2 and DPM++ SDE, the later orders of a singlestep solver and the repeated visits of PNDM start from
-    the kept sample, and cannot be told otherwise.
+    of each step of Heun, KDPM2 and DPM++ SDE, the later orders of a singlestep solver and the repeated visits of PNDM
+    start from the kept sample, and cannot be told otherwise.
 
     Raises:
         ValueError: the edit would go unheard.

@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+LONG_PROMPTS = ("cut", "split")
 DTYPES = ("float32", "float16", "bfloat16")
 SEED_LIMIT = 2**63  # seeds are signed 64-bit and not negative
 
@@ -29,6 +31,11 @@ class Settings:
     num_images_per_prompt: int = 1
     strength: float | None = None  # of image to image; None without a picture to start from
     seed: int | Sequence[int] | None = None
+    timesteps: Sequence[int] | None = None  # falling, instead of those that the scheduler would choose
+    sigmas: Sequence[float] | None = None
+    clip_skip: int | None = None  # layers of the text encoder left out at its end
+    clip_skip_negative: bool = True  # of the negative prompt too; diffusers does not
+    long_prompt: str = "cut"
 
     def __post_init__(self) -> None:
         for field in fields(self):  # numbers of numpy and torch become Python's, which the record can hold
@@ -59,9 +66,35 @@ class Settings:
                     f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
                     f"it takes at least {enough:g}"
                 )
+        self._check_schedule()
+        if self.clip_skip is not None:
+            _whole("clip_skip", self.clip_skip, at_least=0)
+        if not isinstance(self.clip_skip_negative, bool):
+            raise TypeError(f"clip_skip_negative must be True or False, but is {self.clip_skip_negative!r}")
+        pick("long_prompt", self.long_prompt, LONG_PROMPTS)
         _whole("num_images_per_prompt", self.num_images_per_prompt, at_least=1)
         if self.seed is not None:
             self._check_seed()
+
+    def _check_schedule(self) -> None:
+        if self.timesteps is not None and self.sigmas is not None:
+            raise ValueError("both timesteps and sigmas were given; give one of them")
+        for name, values, steps in (("timesteps", self.timesteps, 0), ("sigmas", self.sigmas, -1)):
+            if values is None:
+                continue
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise TypeError(f"{name} must be a list of falling numbers, but is {values!r}")
+            for value in values:
+                _whole(name, value, at_least=0) if name == "timesteps" else _number(name, value, 0, math.inf)
+            steps += len(values)
+            if steps < 1 or any(after >= before for before, after in pairwise(values)):
+                least = "one" if name == "timesteps" else "two, the last of them 0 for a clean picture"
+                raise ValueError(f"{name} must fall from noise to picture, at least {least}, but are {list(values)}")
+            if self.num_inference_steps not in (None, steps):
+                raise ValueError(
+                    f"num_inference_steps {self.num_inference_steps} was given with {name} for {steps} steps"
+                )
+            object.__setattr__(self, "num_inference_steps", steps)
 
     def _check_seed(self) -> None:
         for seed in list(self.seed) if isinstance(self.seed, Sequence) else [self.seed]:

@@ -339,6 +339,10 @@ class Trace:
             pick("change of a branch", name, allowed)
         if not self.settings or self.settings["seed"] is None:
             raise ValueError("this trace cannot be branched: its run had no seed; record a run that was given one")
+        if any(self.settings.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")):
+            raise ValueError(
+                "this trace cannot be branched: its run was given embeddings; record one that was given words"
+            )
         latents, predictions = self._history(step)
         owner = model
         if owner is None:

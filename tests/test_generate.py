@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +164,41 @@ def test_a_picture_of_nan_is_an_error_and_not_a_black_square(sd1):
 
     with pytest.raises(ValueError, match=r"NaN or infinity.*dtype='float32'"):
         sdkit.text_to_image("a star", model=sd1, seed=0, num_inference_steps=1, hooks=[spoil])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"timesteps": [1, 2]}, ValueError, r"timesteps must fall from noise to picture, at least one, but are \[1, 2"),
+        ({"timesteps": [1500, 3]}, ValueError, "timesteps must lie below 1000.*but go up to 1500"),
+        ({"timesteps": [500.5]}, TypeError, "timesteps must be a whole number, but is 500.5"),
+        ({"timesteps": 7}, TypeError, "timesteps must be a list of falling numbers, but is 7"),
+        ({"sigmas": [1.0]}, ValueError, "sigmas must fall from noise to picture, at least two"),
+        ({"timesteps": [9], "sigmas": [1.0, 0.0]}, ValueError, "both timesteps and sigmas were given"),
+        ({"timesteps": [9, 1], "num_inference_steps": 3}, ValueError, "3 was given with timesteps for 2 steps"),
+        ({"timesteps": [9, 1], "scheduler": "ddim"}, ValueError, "DDIMScheduler takes no custom timesteps; use ddpm"),
+        (
+            {"sigmas": [9, 0], "scheduler": "heun"},
+            ValueError,
+            "HeunDiscreteScheduler takes no custom sigmas; use euler",
+        ),
+        ({"timesteps": [9, 1], "scheduler": "heun_karras"}, ValueError, "does not take these timesteps: Cannot use"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(sd1, arguments, error, words):
+    with pytest.raises(error, match=words):
+        sdkit.stages(**{"prompt": "a star", "model": sd1, "scheduler": "euler", **arguments})
+
+
+@pytest.mark.parametrize(("name", "package"), [("lms", "scipy"), ("dpmpp_sde_karras", "torchsde")])
+def test_a_scheduler_whose_package_is_missing_says_which(sd1, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f"scheduler {name!r} needs {package}, which is not installed"):
+        sdkit.stages("a star", model=sd1, scheduler=name)
+
+
+def test_brownian_motion_grows_from_each_pictures_own_seed(sd1):
+    options = {"model": sd1, "scheduler": "dpmpp_sde", "num_inference_steps": 3}
+    batch = sdkit.text_to_image("a star", num_images_per_prompt=2, seed=7, **options).latents
+    alone = sdkit.text_to_image("a star", seed=8, **options).latents
+    assert torch.allclose(batch[1:], alone, atol=1e-4)

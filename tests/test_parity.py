@@ -220,3 +220,60 @@ def test_one_generator_for_several_pictures_draws_as_in_diffusers(sd1, prompt):
         options = {**arguments, "model": sd1, "scheduler": "ddim", "generator": torch.Generator().manual_seed(0)}
         ours = sdkit.image_to_image(**image, **options) if image else sdkit.text_to_image(**options)
         assert torch.equal(ours.latents, latents)
+
+
+AYS = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]  # Align Your Steps (Sabour et al. 2024) for Stable Diffusion 1
+AYS_SIGMAS = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
+
+
+@pytest.mark.parametrize("strength", [None, 0.6])
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [(name, {"timesteps": AYS}) for name in ("ddpm", "dpmpp_2m", "dpmpp_2s", "euler", "heun")]
+    + [("lcm", {"timesteps": [999, 759, 499, 259]}), ("tcd", {"timesteps": [999, 759, 499, 259]})]
+    + [(name, {"sigmas": AYS_SIGMAS}) for name in ("euler", "euler_karras")],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_timesteps_and_sigmas_of_ones_own_equal_those_of_diffusers(sd1, name, schedule, strength):
+    image = {} if strength is None else {"image": photo(0), "strength": strength}
+    kind = diffusers.StableDiffusionImg2ImgPipeline if image else diffusers.StableDiffusionPipeline
+    arguments = {"prompt": "a red star", "guidance_scale": 3.0, **schedule, **image}
+    reference = by_diffusers(sd1, reference_scheduler(name, sd1), [7], kind=kind, **arguments)
+    function = sdkit.image_to_image if image else sdkit.text_to_image
+    assert_same(function(model=sd1, scheduler=name, seed=7, **arguments), reference)
+
+
+def skipped(pipeline, prompts, clip_skip):
+    """What clip_skip means in diffusers, which its own code no longer reaches with transformers 5.6 and newer."""
+    encoder = pipeline.text_encoder
+    ids = pipeline.tokenizer(
+        prompts, padding="max_length", max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        hidden = encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
+        return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+def test_clip_skip_reaches_both_prompts_or_only_one_as_in_diffusers(sd1, halfway):
+    words = {"prompt": ["a red star", "a tree"], "negative_prompt": ["a cat", ""]}
+    arguments = {"num_inference_steps": 4, "guidance_scale": 5.0, "num_images_per_prompt": 2}
+    embeds = {"prompt_embeds": skipped(sd1, words["prompt"], 1)}
+    if halfway:
+        embeds["negative_prompt"] = words["negative_prompt"]
+    else:
+        embeds["negative_prompt_embeds"] = skipped(sd1, words["negative_prompt"], 1)
+    reference = by_diffusers(sd1, reference_scheduler("ddim", sd1), range(5, 9), **embeds, **arguments)
+    arguments |= {"model": sd1, "seed": 5, "clip_skip": 1, "clip_skip_negative": not halfway}
+    assert_same(sdkit.text_to_image(**words, **arguments), reference)
+
+
+@pytest.mark.parametrize("length", [32, 20])
+@pytest.mark.parametrize("negative", [True, False])
+def test_given_embeddings_equal_those_of_diffusers(sd1, negative, length):
+    embeds = {"prompt_embeds": torch.randn(2, length, 32, generator=torch.Generator().manual_seed(0))}
+    if negative:
+        embeds["negative_prompt_embeds"] = torch.randn(2, length, 32, generator=torch.Generator().manual_seed(1))
+    arguments = {**embeds, "num_inference_steps": 3, "guidance_scale": 5.0, "num_images_per_prompt": 2}
+    reference = by_diffusers(sd1, reference_scheduler("ddim", sd1), range(5, 9), **arguments)
+    assert_same(sdkit.text_to_image(model=sd1, seed=5, **arguments), reference)

@@ -369,3 +369,22 @@ def test_a_run_from_a_generator_cannot_be_run_again(sd1, tmp_path):
     (path,) = result.save(tmp_path / "out.png")
     with pytest.raises(ValueError, match="a generator"):
         sdkit.rerun(path, model=sd1)
+
+
+def test_a_run_from_embeddings_can_be_neither_branched_nor_run_again(sd1, tmp_path):
+    trace = Trace()
+    embeds = torch.zeros(1, 32, 32)
+    result = sdkit.text_to_image(model=sd1, prompt_embeds=embeds, seed=1, num_inference_steps=2, hooks=[trace])
+    with pytest.raises(ValueError, match="was given embeddings"):
+        trace.branch(1)
+    (path,) = result.save(tmp_path / "out.png")
+    with pytest.raises(ValueError, match="made from prompt_embeds"):
+        sdkit.rerun(path, model=sd1)
+
+
+def test_a_run_with_timesteps_of_its_own_branches_and_reruns(sd1, tmp_path):
+    trace, result = record(sd1, scheduler="euler", num_inference_steps=None, timesteps=[900, 600, 300, 100])
+    assert torch.equal(trace.branch(2)[Stage.LATENT][-1].value, result.latents)
+    (path,) = result.save(tmp_path / "out.png")
+    (again,) = sdkit.rerun(path, model=sd1).save(tmp_path / "again.png")
+    assert again.read_bytes() == path.read_bytes()
