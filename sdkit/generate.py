@@ -24,7 +24,6 @@ from sdkit.pictures import read_settings, save_png, to_pil, to_pixels
 from sdkit.process import Generators, History, Run, reverse
 from sdkit.settings import Settings, output_paths
 
-
 UNHELD = ("latents", "prompt_embeds", "negative_prompt_embeds")  # tensors that a record tells of and does not hold
 
 
