@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
     add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's own)")
     add("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)} (default: the model's own)")
+    add("--timesteps", type=int, nargs="+", metavar="T", help="falling timesteps instead of the scheduler's own")
+    add("--sigmas", type=float, nargs="+", metavar="S", help="falling noise levels instead of the scheduler's own")
+    add("--clip-skip", type=int, metavar="N", help="layers of the text encoder left out at its end (default: none)")
+    add(
+        "--clip-skip-negative", action=argparse.BooleanOptionalAction, help="for the negative prompt too (default: yes)"
+    )
+    add("--long-prompt", metavar="HOW", help="cut (default) or split, for prompts beyond the text encoder's window")
     add("--model", default=None, help="a folder in diffusers' layout or a hub id (default: the embedded model)")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
@@ -119,7 +126,8 @@ def _generate(given: argparse.Namespace) -> None:
     from sdkit import Stage, contact_sheet, image_to_image, load, on, text_to_image
 
     model = load(given.model, device=given.device, dtype=given.dtype)
-    steps = asked.get("num_inference_steps", model.num_inference_steps)
+    custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
+    steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if image is not None:
         steps = int(steps * asked.get("strength", 0.8))
     with warnings.catch_warnings(), tqdm(total=steps, unit="step", leave=False) as bar:

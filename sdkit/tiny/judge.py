@@ -332,7 +332,7 @@ def main_table(model: Model, eye: Eye, count: int, sheets: Path | None) -> str:
     rows.append(f"| seconds for a picture of 20 steps | {seconds_of_a_picture(model):.2f} | | 5 | 2.5 |")
     if sheets is not None:
         for scenes, answers in found.items():
-            contact_sheet(answers.images[:24], columns=8).save(sheets / f"{scenes.__name__}.png", optimize=True)
+            contact_sheet(answers.images[:24], columns=8).quantize(128).save(sheets / f"{scenes.__name__}.png")
     return "\n".join(rows)
 
 
