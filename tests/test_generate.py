@@ -201,4 +201,4 @@ def test_brownian_motion_grows_from_each_pictures_own_seed(sd1):
     options = {"model": sd1, "scheduler": "dpmpp_sde", "num_inference_steps": 3}
     batch = sdkit.text_to_image("a star", num_images_per_prompt=2, seed=7, **options).latents
     alone = sdkit.text_to_image("a star", seed=8, **options).latents
-    assert torch.allclose(batch[1:], alone, atol=1e-4)
+    assert torch.allclose(batch[1:], alone, rtol=1e-4, atol=1e-3)
