@@ -23,7 +23,7 @@ from sdkit.tiny import anatomy, train
 README = Path(__file__).parent / "README.md"
 BETWEEN = "<!-- autoencoders -->", "<!-- /autoencoders -->"
 BATCH, SIDE = 8, 64  # crops
-ADVERSARIAL = 0.1  # share of the reconstruction's pull on the last layer that the discriminator gets
+ADVERSARIAL = 0.5  # share of the reconstruction's pull on the last layer that the discriminator gets
 
 
 def discriminator(channels: int = 32) -> nn.Sequential:
@@ -39,7 +39,7 @@ def fit(
 ) -> AutoencoderKL:
     """Train on, in place. The learning rate falls over the second half of `steps`."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99))
-    judge = torch.optim.AdamW(critic.parameters(), lr=3e-4, betas=(0.5, 0.9)) if critic else None
+    judge = torch.optim.AdamW(critic.parameters(), lr=1e-3, betas=(0.5, 0.9)) if critic else None
     last = vae.decoder.conv_out.weight
     for step in tqdm(steps, leave=False):
         torch.manual_seed(step)
