@@ -47,10 +47,7 @@ class Run:
     visits: list[Visit]  # the timesteps that it was set to
     record: dict[str, Any]  # plain JSON values: all that makes this run but hooks
     history: History | None = None  # of a branch
-    stepped: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # predictions that edited x0 stood for, as they were stepped
-
+    stepped: dict[int, Tensor] = field(default_factory=dict)  # what was stepped along where an x0 was edited, by step
     stop: bool = False  # set by a hook: end with the x0 of this step
 
     @property
