@@ -289,11 +289,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
     """The settings and the scheduler that a record stands for."""
-    import diffusers
-
-    config = dict(record["scheduler"])
-    scheduler = getattr(diffusers, config.pop("class")).from_config(config)
-    return Settings(**{field.name: record[field.name] for field in fields(Settings)}), scheduler
+    settings = Settings(**{field.name: record[field.name] for field in fields(Settings)})
+    return settings, schedulers.rebuilt(record["scheduler"])
 
 
 def branch(

@@ -92,6 +92,43 @@ def _parameters(scheduler: type) -> Mapping[str, Any]:
     return inspect.signature(scheduler.__init__).parameters  # type: ignore[misc]  # of that very class
 
 
+def rebuilt(config: Mapping[str, Any]) -> Any:
+    """The scheduler that a run's settings tell of: a configuration with the "class" that it is of."""
+    import diffusers
+
+    return getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """How much noise each training timestep t = 0 .. T-1 means: x_t = sqrt(alpha-bar) * x0 + sqrt(1 - alpha-bar) * eps
+    (Ho et al. 2020, arXiv:2006.11239, eq. 4)."""
+
+    betas: Tensor  # (T,) variance that step t adds
+    alphas_cumprod: Tensor  # (T,) alpha-bar, the signal's share of the variance
+
+    @property
+    def alphas(self) -> Tensor:
+        """(T,) what the picture is multiplied by, sqrt(alpha-bar)."""
+        return self.alphas_cumprod**0.5
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(T,) what noise of unit variance is multiplied by, sqrt(1 - alpha-bar)."""
+        return (1 - self.alphas_cumprod) ** 0.5
+
+    @property
+    def log_snr(self) -> Tensor:
+        """(T,) natural logarithm of the signal-to-noise ratio of variances, alpha-bar / (1 - alpha-bar)."""
+        return (self.alphas_cumprod / (1 - self.alphas_cumprod)).log()
+
+
+def noise_schedule(scheduler: Any) -> NoiseSchedule:
+    """The noise schedule of a diffusers scheduler, or of the configuration that a run's settings hold of one."""
+    known = rebuilt(scheduler) if isinstance(scheduler, Mapping) else scheduler
+    return NoiseSchedule(known.betas.double().cpu(), known.alphas_cumprod.double().cpu())
+
+
 @dataclass(frozen=True)
 class Visit:
     """One visit of a run to a training timestep."""
