@@ -31,6 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+# What only some models take: type, letter and help of each.
+_FURTHER: dict[str, tuple[type, str, str]] = {
+    "denoising-start": (float, "S", "0 to 1, share of the noise schedule that --image has behind it"),
+    "denoising-end": (float, "S", "0 to 1, share of the noise schedule after which to stop"),
+    "prompt-2": (str, "TEXT", "for SDXL's second text encoder (default: the prompt)"),
+    "negative-prompt-2": (str, "TEXT", "the same for the negative prompt"),
+    "original-size": (int, "", "size that SDXL is told the picture once had (default: its own)"),
+    "crops-coords-top-left": (int, "", "where SDXL is told it was cropped (default: 0 0)"),
+    "target-size": (int, "", "size that SDXL is told it is to have (default: its own)"),
+    "negative-original-size": (int, "", "the same to steer away from"),
+    "negative-crops-coords-top-left": (int, "", "the same to steer away from"),
+    "negative-target-size": (int, "", "the same to steer away from"),
+    "aesthetic-score": (float, "A", "what SDXL's refiner is told (default: 6)"),
+    "negative-aesthetic-score": (float, "A", "the same to steer away from (default: 2.5)"),
+    "controlnet-conditioning-scale": (float, "S", "how strongly the ControlNet steers (default: 1)"),
+    "control-guidance-start": (float, "S", "0 to 1, share of the steps before it steers (default: 0)"),
+    "control-guidance-end": (float, "S", "0 to 1, share of the steps after which it does not (default: 1)"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
     parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
@@ -66,7 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--clip-skip-negative", action=argparse.BooleanOptionalAction, help="for the negative prompt too (default: yes)"
     )
     add("--long-prompt", metavar="HOW", help="cut (default) or split, for prompts beyond the text encoder's window")
-    add("--model", default=None, help="a folder in diffusers' layout or a hub id (default: the embedded model)")
+    add("--mask-image", metavar="FILE", help="white where to paint the picture of --image anew")
+    add("--control-image", metavar="FILE", help="a picture for the ControlNet that the model carries")
+    for name, (kind, letter, told) in _FURTHER.items():
+        size = {"nargs": 2, "metavar": ("H", "W")} if kind is int else {"metavar": letter}
+        add(f"--{name}", type=kind, help=told, **size)
+    add("--guess-mode", action="store_true", help="the ControlNet steers the conditional half alone")
+    add("--model", default=None, help="a folder, one file, or a hub id (default: the embedded model)")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
@@ -79,7 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("png", help="a PNG that sdkit saved")
     again.add_argument("-o", "--output", default="again.png", metavar="FILE", help="PNG to write (default: again.png)")
     again.add_argument("--image", metavar="FILE", help="the picture that it started from, if it started from one")
-    again.add_argument("--model", help="a folder in diffusers' layout or a hub id (default: what the PNG names)")
+    again.add_argument(
+        "--mask-image", metavar="FILE", help="the mask under which it was painted anew, if there was one"
+    )
+    again.add_argument("--control-image", metavar="FILE", help="the picture that its ControlNet went by")
+    again.add_argument("--model", help="a folder, one file, or a hub id (default: what the PNG names)")
     return parser
 
 
@@ -94,7 +124,13 @@ def _rerun(given: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")  # of the libraries
         warnings.filterwarnings("always", message=".*may come out otherwise")
         warnings.showwarning = lambda message, *_args, **_rest: print(f"sdkit: {message}", file=sys.stderr)
-        result = rerun(given.png, image=given.image, model=given.model)
+        result = rerun(
+            given.png,
+            image=given.image,
+            mask_image=given.mask_image,
+            control_image=given.control_image,
+            model=given.model,
+        )
     result.save(path)
     same = path.read_bytes() == Path(given.png).expanduser().read_bytes()
     print(f"{path}  {'the same bytes as' if same else 'not the same bytes as'} {given.png}")
@@ -112,10 +148,14 @@ def _generate(given: argparse.Namespace) -> None:
         raise ValueError(f"the contact sheet would overwrite the picture {str(sheet)!r}; give it another name")
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
-    if image is not None and not Path(image).expanduser().is_file():
-        raise FileNotFoundError(f"there is no picture {image!r}")
+    pictures = {name: getattr(given, name) for name in ("mask_image", "control_image") if hasattr(given, name)}
+    for picture in (image, *pictures.values()):
+        if picture is not None and not Path(picture).expanduser().is_file():
+            raise FileNotFoundError(f"there is no picture {picture!r}")
     if image is None and "strength" in asked:
         raise ValueError("--strength was given without --image; it says how far to noise a picture")
+    if image is None and "mask_image" in pictures:
+        raise ValueError("--mask-image was given without --image; it says where to paint a picture anew")
     if given.dtype is not None:
         pick("dtype", given.dtype, DTYPES)
     if given.model is not None:
@@ -136,9 +176,9 @@ def _generate(given: argparse.Namespace) -> None:
         warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
         hooks = [on(Stage.DENOISED)(lambda _: bar.update())]
         if image is None:
-            result = text_to_image(**asked, model=model, scheduler=scheduler, hooks=hooks)
+            result = text_to_image(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
         else:
-            result = image_to_image(image, **asked, model=model, scheduler=scheduler, hooks=hooks)
+            result = image_to_image(image, **asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
     result.save(given.output)
     if sheet is not None:
         contact_sheet(result.images).save(sheet)

@@ -26,7 +26,9 @@ class Stage(StrEnum):
 
     TOKENS = "tokens"  # (2B, L) int64     token ids: negative prompts first, then prompts (B without guidance)
     TEXT = "text"  # (2B, L, D)        text embeddings
+    POOLED = "pooled"  # (2B, P)           embedding of the whole text (SDXL)
     PIXELS = "pixels"  # (B, 3, H, W)      the input picture, in [-1, 1]          (image to image)
+    MASK = "mask"  # (B, 1, H, W)      1 where the picture is painted anew         (inpainting)
     POSTERIOR = "posterior"  # (B, 2C, h, w)     mean and log-variance of the VAE encoder
     LATENT = "latent"  # (B, C, h, w)      x_t before step `step`; the last one (step None) is the clean latent
     NOISE = "noise"  # (2B, C, h, w)     what the U-Net predicted, unconditional first (B without guidance)
@@ -52,6 +54,7 @@ class Event:
     value: Tensor
     step: int | None = None  # 0 .. visits-1, which Heun and KDPM2 have nearly two of in a step
     t: int | None = None  # training timestep; 999 is pure noise
+    layer: str | None = None  # which part of the model, or which of several values of a stage
     origin: Any = None  # the run that it comes from: `sdkit.process.Run`
     edits: list[Edit] = field(default_factory=list)  # complete when the next event comes
 
@@ -67,7 +70,7 @@ Hook = Callable[[Event], Any]
 
 
 def tap(
-    stage: Stage, value: Tensor, *, step: int | None = None, t: int | None = None
+    stage: Stage, value: Tensor, *, step: int | None = None, t: int | None = None, layer: str | None = None
 ) -> Generator[Event, None, Tensor]:
     """Show `value` to whoever drives the process and return it as they left it: the very same tensor if untouched.
 
@@ -76,7 +79,7 @@ def tap(
         ValueError: it has another shape, dtype or device, or the value was changed in place instead (which cannot be
             noticed under `torch.inference_mode`).
     """
-    event = Event(stage, value, step, t)
+    event = Event(stage, value, step, t, layer)
     version = None if value.is_inference() else value._version
     yield event
     given = event.value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,18 +15,55 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
+
+    from sdkit.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """Pictures that steer the U-Net through a ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
+
+    pictures: list[Tensor]  # for each ControlNet (2B, 3, H, W) in [0, 1]; B rows without guidance and in guess mode
+    scale: list[float]  # of each ControlNet's residuals
+    start: list[float]  # shares of the steps between which it is heard
+    end: list[float]
+    guess_mode: bool  # the conditional half alone is seen and steered
+
+    def scales(self, step: int, steps: int) -> list[float]:
+        """What each ControlNet's residuals are multiplied by in one of the steps; 0 outside its interval."""
+        heard = zip(self.scale, self.start, self.end, strict=True)
+        return [scale * (step / steps >= start and (step + 1) / steps <= end) for scale, start, end in heard]
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the U-Net is told beside x and t. With guidance the rows of the unconditional half come first."""
+
+    text: Tensor  # (2B, L, D)
+    pooled: Tensor | None = None  # (2B, P) of SDXL
+    time_ids: Tensor | None = None  # (2B, 6) of SDXL: sizes and crop; (2B, 5) of its refiner: size, crop and score
+    image_embeds: list[Tensor] | None = None  # of each IP-Adapter (2B, N, T, D)
+    guidance: Tensor | None = None  # (B, E) guidance scale, where the U-Net was distilled to take it as an input
+    painted: Tensor | None = None  # (2B, 5, h, w) mask and masked latents, for a U-Net with 9 channels
+    control: Control | None = None
+
+    @property
+    def added(self) -> dict[str, Any] | None:
+        """What diffusers calls `added_cond_kwargs`."""
+        given = {"text_embeds": self.pooled, "time_ids": self.time_ids, "image_embeds": self.image_embeds}
+        return {name: value for name, value in given.items() if value is not None} or None
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """The components of a pipeline, with the defaults that suit them.
 
-    The pipeline stays whole, so whatever it carries (LoRA, textual inversion, offloading) keeps working. Nothing here
-    changes it.
+    The pipeline stays whole, so whatever it carries (LoRA, textual inversion, IP-Adapter, ControlNet, offloading) keeps
+    working. Nothing here changes it.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     name: str
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
@@ -39,21 +78,60 @@ class Model:
 
     @property
     def text_encoder(self) -> Any:
-        return self.pipeline.text_encoder
+        """The only text encoder, or the first of SDXL's two; of SDXL's refiner the only one too."""
+        return self.encoders[0][2]
 
     @property
     def tokenizer(self) -> Any:
-        return self.pipeline.tokenizer
+        return self.encoders[0][1]
+
+    @property
+    def encoders(self) -> list[tuple[str, Any, Any]]:
+        """Name, tokenizer and text encoder of each of the text encoders."""
+        parts = [(name, getattr(self.pipeline, name, None)) for name in ("text_encoder", "text_encoder_2")]
+        return [
+            (name, getattr(self.pipeline, name.replace("text_encoder", "tokenizer")), encoder)
+            for name, encoder in parts
+            if encoder is not None
+        ]
+
+    @property
+    def controlnets(self) -> list[Any]:
+        """The ControlNets that the pipeline carries."""
+        net = getattr(self.pipeline, "controlnet", None)
+        return [] if net is None else list(getattr(net, "nets", [net]))
 
     @property
     def scheduler(self) -> Any:
         """The scheduler that the model came with: its noise schedule and prediction type. Runs step a fresh copy."""
         return self.pipeline.scheduler
 
+    @property
+    def is_xl(self) -> bool:
+        """Whether the U-Net takes a pooled text embedding and picture sizes, as SDXL's does."""
+        return bool(self.unet.config.addition_embed_type == "text_time")
+
+    @property
+    def encodes_in(self) -> torch.dtype:
+        """The autoencoder's precision when it encodes: SDXL's overflows in half precision."""
+        dtype: torch.dtype = torch.float32 if self.is_xl and self.vae.config.force_upcast else self.vae.dtype
+        return dtype
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the U-Net was distilled to take the guidance scale as an input, as latent consistency models do."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
+    def paints(self) -> bool:
+        """Whether the U-Net sees mask and masked picture beside the latents, as inpainting models do."""
+        return bool(self.unet.config.in_channels == 9)
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the weights: of up to 16 values of each parameter, evenly spaced."""
         digest = hashlib.sha256()
-        for part in (self.text_encoder, self.unet, self.vae):
+        parts = [encoder for *_, encoder in self.encoders] + [self.unet, self.vae, *self.controlnets]
+        for part in parts:
             for name, weight in part.named_parameters():
                 digest.update(f"{name} {tuple(weight.shape)}".encode())
                 if weight.device.type != "meta":  # where it is while the pipeline offloads it
@@ -70,7 +148,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Of text embeddings and latents."""
-        dtype: torch.dtype = self.text_encoder.dtype
+        dtype: torch.dtype = self.encoders[-1][2].dtype
         return dtype
 
     @property
@@ -82,7 +160,7 @@ class Model:
 
     def latent_shape(self, pictures: int, height: int, width: int) -> tuple[int, int, int, int]:
         scale = self.pipeline.vae_scale_factor
-        return pictures, self.unet.config.in_channels, height // scale, width // scale  # (B, C, h, w)
+        return pictures, self.vae.config.latent_channels, height // scale, width // scale  # (B, C, h, w)
 
     @property
     def text_width(self) -> int:
@@ -90,80 +168,210 @@ class Model:
         width: int = self.unet.config.cross_attention_dim
         return width
 
-    def tokenize(self, prompts: list[str], *, split: bool = False, length: int = 0) -> Tensor:
+    @property
+    def pooled_width(self) -> int:
+        """D', the width of SDXL's pooled text embeddings."""
+        width: int = self.encoders[-1][2].config.projection_dim
+        return width
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Words
+
+    def tokenize(self, prompts: list[str], tokenizer: Any = None, *, split: bool = False, length: int = 0) -> Tensor:
         """Token ids (P, L) in windows of the text encoder's size, each with its begin, end and padding.
 
         Args:
+            tokenizer: one of `encoders`; by default the first.
             split: take as many windows as the longest prompt needs, broken at ends of words; otherwise there is one,
                 and a warning names the words beyond it, which are not heard.
             length: at least so many tokens, filled up with windows of the empty prompt; less than a window is exact.
         """
-        prompts = self.pipeline.maybe_convert_prompt(prompts, self.tokenizer)  # textual inversion of several vectors
-        window: int = min(length or math.inf, self.tokenizer.model_max_length)
-        (empty,) = self._windows("", window, split)
-        parts = [self._windows(prompt, window, split) for prompt in prompts]
+        tokenizer = tokenizer or self.tokenizer
+        prompts = self.pipeline.maybe_convert_prompt(prompts, tokenizer)  # textual inversion of several vectors
+        window: int = min(length or math.inf, tokenizer.model_max_length)
+        (empty,) = _windows("", tokenizer, window, split)
+        parts = [_windows(prompt, tokenizer, window, split) for prompt in prompts]
         many = max(-(-length // window), *(len(rows) for rows in parts))
         ids = [list(chain(*rows, *[empty] * (many - len(rows)))) for rows in parts]
         return torch.tensor(ids, device=self.device)
 
-    def _windows(self, prompt: str, window: int, split: bool) -> list[list[int]]:
-        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        ends = [token.endswith("</w>") for token in self.tokenizer.convert_ids_to_tokens(ids)]
-        parts: list[list[int]] = []
-        room = window - 2  # beside begin and end
-        while ids or not parts:
-            end = len(ids)
-            if end > room:
-                end = next((i for i in range(room, 0, -1) if ends[i - 1]), room) if split else room
-            parts.append(ids[:end])
-            ids, ends = ids[end:], ends[end:]
-            if ids and not split:
-                unheard = self.tokenizer.decode(ids)
-                warnings.warn(
-                    f"the prompt is longer than {window} tokens; not heard: {unheard!r}; "
-                    "long_prompt='split' would hear it",
-                    stacklevel=2,
-                )
-                break
-        begin, end_id, pad = (getattr(self.tokenizer, f"{what}_token_id") for what in ("bos", "eos", "pad"))
-        return [[begin, *part, end_id, *[pad] * (room - len(part))] for part in parts]
-
     @torch.no_grad()
-    def encode_text(self, ids: Tensor, clip_skip: int | None = None) -> Tensor:
-        """Text embeddings (P, L, D) of token ids (P, L), each window of them by itself.
+    def encode_text(self, ids: Sequence[Tensor], clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Text embeddings (P, L, D) of token ids (P, L), one for each text encoder, and the pooled one (P, D').
 
-        With `clip_skip`, what the layers before the last so many have made, normalised as the last one's is.
+        Each window of the ids is read by itself; the pooled embedding, which SDXL alone uses, is that of the first.
+        With `clip_skip`, what the layers before the last so many have made, normalised as the last one's is; SDXL takes
+        the last but one, without that normalisation, and counts from there.
         """
-        windows = ids.reshape(-1, min(ids.shape[1], self.tokenizer.model_max_length))
-        if clip_skip is None:
-            embeddings: Tensor = self.text_encoder(windows)[0]
+        embeddings, pooled = [], None
+        for (_, tokenizer, encoder), rows in zip(self.encoders, ids, strict=True):
+            windows = rows.reshape(-1, min(rows.shape[1], tokenizer.model_max_length))
+            heard = encoder(windows, output_hidden_states=self.is_xl or clip_skip is not None)
+            if self.is_xl:
+                embedding = _layer(heard.hidden_states[:-1], clip_skip or 0)
+                if pooled is None and heard[0].ndim == 2:  # of an encoder with a projection
+                    pooled = heard[0][:: len(windows) // len(rows)]
+            elif clip_skip is None:
+                embedding = heard[0]
+            else:
+                inner = getattr(encoder, "text_model", encoder)  # transformers 5.6 took a level away
+                embedding = inner.final_layer_norm(_layer(heard.hidden_states, clip_skip))
+            embeddings.append(embedding.reshape(len(rows), -1, embedding.shape[-1]))
+        text = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=-1)
+        return text.to(self.dtype), pooled
+
+    def time_ids(self, settings: Settings, *, from_picture: bool) -> tuple[Tensor, Tensor]:
+        """What SDXL is told of sizes and crop, (1, 6), or its refiner of size, crop and score, (1, 5): for the
+        unconditional half and for the conditional one (Podell et al. 2023, arXiv:2307.01952, section 2.2)."""
+        size = (settings.height, settings.width)
+        original, target = settings.original_size or size, settings.target_size or size
+        crop, away = settings.crops_coords_top_left, settings.negative_crops_coords_top_left
+        negative = (settings.negative_original_size or original, settings.negative_target_size or target)
+        width = self.unet.add_embedding.linear_1.in_features - self.pooled_width
+        if width // self.unet.config.addition_time_embed_dim == 5:
+            ids = [*original, *crop, settings.aesthetic_score]
+            others = [*negative[0], *(away or (0, 0)), settings.negative_aesthetic_score]
         else:
-            hidden = self.text_encoder(windows, output_hidden_states=True).hidden_states  # the tokens' own, then layers
-            if clip_skip >= len(hidden):
-                raise ValueError(f"clip_skip {clip_skip} leaves nothing of {len(hidden) - 1} layers; take fewer")
-            inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # transformers 5.6 took a level away
-            embeddings = inner.final_layer_norm(hidden[-1 - clip_skip])
-        return embeddings.to(self.dtype).reshape(len(ids), -1, embeddings.shape[-1])
+            ids = [*original, *crop, *target]
+            if not from_picture and not (settings.negative_original_size and settings.negative_target_size):
+                negative = (original, target)  # as in diffusers, one of the two alone is not heeded from words alone
+            elif not from_picture:
+                crop = away or (0, 0)
+            others = [*negative[0], *crop, *negative[1]]
+        told, untold = torch.tensor([ids], dtype=self.dtype), torch.tensor([others], dtype=self.dtype)
+        return untold.to(self.device), told.to(self.device)
+
+    def embed_guidance(self, guidance_scale: float, pictures: int) -> Tensor:
+        """The guidance scale as the input (B, E) that a distilled U-Net takes it as."""
+        scales = torch.tensor(guidance_scale - 1).repeat(pictures)
+        width = self.unet.config.time_cond_proj_dim
+        embedding: Tensor = self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width)
+        return embedding.to(self.device, self.dtype)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Pictures
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Mean and log-variance (B, 2C, h, w) of what the VAE makes of pictures (B, 3, H, W) in [-1, 1]."""
-        posterior: Tensor = self.vae.encode(pixels).latent_dist.parameters
+        with _in(self.encodes_in, self.vae):
+            posterior: Tensor = self.vae.encode(pixels.to(self.encodes_in)).latent_dist.parameters
         return posterior
 
     @torch.no_grad()
-    def predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """What the U-Net says about x (B, C, h, w) at timestep t: one prediction for each row of `text`.
+    def predict(self, x: Tensor, t: Tensor, condition: Condition, progress: tuple[int, int] = (0, 1)) -> Tensor:
+        """What the U-Net says about x (B, C, h, w) at timestep t: one prediction for each row of `condition.text`.
 
-        With the 2B rows of guidance, x is seen twice, in one call.
+        With the 2B rows of guidance, x is seen twice, in one call. `progress` is the step and how many there are, which
+        ControlNets with an interval ask.
         """
         # cat, not repeat, which would change the memory layout and with it the last bit of what convolutions round
-        seen = x if len(text) == len(x) else torch.cat([x] * 2)  # (2B, C, h, w)
-        prediction: Tensor = self.unet(seen, t, encoder_hidden_states=text, return_dict=False)[0]
+        seen = x if len(condition.text) == len(x) else torch.cat([x] * 2)  # (2B, C, h, w)
+        residuals = {} if condition.control is None else self._control(seen, t, condition, condition.control, progress)
+        if condition.painted is not None:
+            seen = torch.cat([seen, condition.painted], dim=1)  # (2B, 9, h, w)
+        prediction: Tensor = self.unet(
+            seen,
+            t,
+            encoder_hidden_states=condition.text,
+            timestep_cond=condition.guidance,
+            added_cond_kwargs=condition.added,
+            return_dict=False,
+            **residuals,
+        )[0]
         return prediction
+
+    def _control(
+        self, seen: Tensor, t: Tensor, condition: Condition, control: Control, progress: tuple[int, int]
+    ) -> dict[str, Any]:
+        """What the ControlNets add to the U-Net's blocks."""
+        text, added = condition.text, condition.added
+        half = control.guess_mode and len(seen) > len(control.pictures[0])  # the unconditional rows are not steered
+        if half:
+            seen, text = seen.chunk(2)[1], text.chunk(2)[1]
+            added = added and {name: value.chunk(2)[1] for name, value in added.items() if name != "image_embeds"}
+        many = len(control.pictures) > 1
+        scales = control.scales(*progress)
+        down, middle = self.pipeline.controlnet(
+            seen,
+            t,
+            encoder_hidden_states=text,
+            controlnet_cond=control.pictures if many else control.pictures[0],
+            conditioning_scale=scales if many else scales[0],
+            guess_mode=control.guess_mode,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        if half:
+            down = [torch.cat([torch.zeros_like(one), one]) for one in down]
+            middle = torch.cat([torch.zeros_like(middle), middle])
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), in [-1, 1] up to what the decoder overshoots, of latents (B, C, h, w)."""
-        image: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        """Pictures (B, 3, H, W), in [-1, 1] up to what the decoder overshoots, of latents (B, C, h, w).
+
+        Where the decoder overflows in half precision, it decodes again in float32, which a warning says.
+        """
+        scaled = latents / self.vae.config.scaling_factor
+        if self.vae.dtype == torch.float16 and self.is_xl and self.vae.config.force_upcast:
+            return self._decode_in_float32(latents)
+        image: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        if self.vae.dtype == torch.float32 or bool(image.isfinite().all()):
+            return image
+        if not bool(latents.isfinite().all()):
+            raise FloatingPointError(
+                f"the U-Net's latents are not finite in {self.dtype}; load the model in bfloat16 or float32"
+            )
+        warnings.warn(
+            f"the decoder overflowed in {self.vae.dtype}; its picture was decoded again in float32", stacklevel=2
+        )
+        return self._decode_in_float32(latents)
+
+    def _decode_in_float32(self, latents: Tensor) -> Tensor:
+        with _in(torch.float32, self.vae):
+            image: Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor, return_dict=False)[0]
         return image
+
+
+@contextmanager
+def _in(dtype: torch.dtype, vae: Any) -> Iterator[None]:
+    """The autoencoder in another precision, and then as it was: half precision survives float32 and back."""
+    before = vae.dtype
+    if dtype == before:
+        yield
+        return
+    vae.to(dtype=dtype)
+    try:
+        yield
+    finally:
+        vae.to(dtype=before)
+
+
+def _layer(hidden: Sequence[Tensor], clip_skip: int) -> Tensor:
+    """The last of a text encoder's hidden states but so many; the first are the tokens' own embeddings."""
+    if clip_skip >= len(hidden):
+        raise ValueError(f"clip_skip {clip_skip} leaves nothing of {len(hidden) - 1} layers; take fewer")
+    return hidden[-1 - clip_skip]
+
+
+def _windows(prompt: str, tokenizer: Any, window: int, split: bool) -> list[list[int]]:
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    ends = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]
+    parts: list[list[int]] = []
+    room = window - 2  # beside begin and end
+    while ids or not parts:
+        end = len(ids)
+        if end > room:
+            end = next((i for i in range(room, 0, -1) if ends[i - 1]), room) if split else room
+        parts.append(ids[:end])
+        ids, ends = ids[end:], ends[end:]
+        if ids and not split:
+            unheard = tokenizer.decode(ids)
+            warnings.warn(
+                f"the prompt is longer than {window} tokens; not heard: {unheard!r}; long_prompt='split' would hear it",
+                stacklevel=3,
+            )
+            break
+    begin, end_id, pad = (getattr(tokenizer, f"{what}_token_id") for what in ("bos", "eos", "pad"))
+    return [[begin, *part, end_id, *[pad] * (room - len(part))] for part in parts]

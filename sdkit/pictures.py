@@ -20,7 +20,14 @@ AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
 METADATA_KEY = "sdkit"  # of the PNG text chunk that holds the settings as JSON
 
 
-def to_pixels(image: Any, height: int | None = None, width: int | None = None) -> Tensor:
+def to_pixels(
+    image: Any,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    signed: bool = True,
+    latent_channels: int | None = None,
+) -> Tensor:
     """What people hand in as a picture, or a list of such, as (N, 3, H, W) float32 in [-1, 1].
 
     Args:
@@ -28,16 +35,20 @@ def to_pixels(image: Any, height: int | None = None, width: int | None = None) -
             path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, a tensor (3, H, W) or (N, 3, H, W) of
             floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where some are negative.
         height, width: to fit it to; by default its own size, cut down to a multiple of 8, which a warning says.
+        signed: False for values in [0, 1].
+        latent_channels: a tensor with so many channels is no picture but latents, and is returned as it is.
 
     Raises:
         TypeError: it is nothing of these.
         ValueError: its values or its shape are not, or pictures of a list differ in size.
         FileNotFoundError: there is no such file.
     """
+    if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == latent_channels:
+        return image.detach().cpu()
     given = list(image) if isinstance(image, list | tuple) else [image]
     if not given:
         raise ValueError("image is an empty list; give at least one picture")
-    pictures = [_fit(one, height, width) for one in given]
+    pictures = [_fit(one, height, width, signed) for one in given]
     sizes = {picture.shape[-2:] for picture in pictures}
     if len(sizes) > 1:
         told = ", ".join(sorted(f"{w}x{h}" for h, w in sizes))
@@ -45,8 +56,23 @@ def to_pixels(image: Any, height: int | None = None, width: int | None = None) -
     return torch.cat(pictures)  # cat keeps the memory layout, in which convolutions round as they do in diffusers
 
 
-def _fit(image: Any, height: int | None, width: int | None) -> Tensor:
-    """One picture, or a tensor of several, as (N, 3, H, W) in [-1, 1], the sides multiples of 8."""
+def to_mask(image: Any, height: int, width: int) -> Tensor:
+    """A mask in any form that a picture comes in, or an array of truth values, or a list of such, fitted to a size: as
+    (M, 1, H, W) float32, 1 where it is at least half white and 0 elsewhere."""
+    masks = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    fitted = []
+    for one in image if isinstance(image, list | tuple) else [image]:
+        if isinstance(one, Tensor | np.ndarray):
+            one = np.asarray(one.cpu() if isinstance(one, Tensor) else one)
+            one = one.astype(np.uint8) * 255 if one.dtype == bool else one
+            one = np.moveaxis(one, -3, -1) if one.ndim > 2 and one.shape[-1] not in (1, 3, 4) else one  # channels first
+            one = one[0] if one.ndim == 4 and len(one) == 1 else one
+        fitted.append(masks.preprocess(to_rgb(one).convert("L"), height, width))
+    return torch.cat(fitted)
+
+
+def _fit(image: Any, height: int | None, width: int | None, signed: bool) -> Tensor:
+    """One picture, or a tensor of several, as (N, 3, H, W) in [-1, 1] or [0, 1], the sides multiples of 8."""
     if isinstance(image, Tensor):
         image = _in_range(_check_shape(image).float().cpu())
         h, w = image.shape[-2:]
@@ -54,7 +80,7 @@ def _fit(image: Any, height: int | None, width: int | None) -> Tensor:
         image = _in_range(image.astype(np.float32))  # not taken to 8 bits: floats keep their precision
         h, w = image.shape[:2]
     else:
-        image = _as_rgb(image)
+        image = to_rgb(image)
         w, h = image.size
     to = height or h - h % 8, width or w - w % 8
     if min(to) < 8:
@@ -62,7 +88,7 @@ def _fit(image: Any, height: int | None, width: int | None) -> Tensor:
     if to != (h, w) and (height, width) == (None, None):
         warnings.warn(f"the picture is {w}x{h}, which 8 does not divide; fitted to {to[1]}x{to[0]}", stacklevel=4)
     # Floats with negative values are in [-1, 1] already.
-    normalise = isinstance(image, Image.Image) or float(image.min()) >= 0
+    normalise = signed and (isinstance(image, Image.Image) or float(image.min()) >= 0)
     pixels: Tensor = VaeImageProcessor(do_normalize=normalise).preprocess(image, *to)
     return pixels
 
@@ -81,7 +107,8 @@ def _in_range(image: AnyArray) -> AnyArray:
     return image
 
 
-def _as_rgb(image: Any) -> Image.Image:
+def to_rgb(image: Any) -> Image.Image:
+    """One picture as PIL in RGB, as `to_pixels` says."""
     if isinstance(image, str | Path):
         path = Path(image).expanduser()
         if not path.is_file():

@@ -146,29 +146,55 @@ def visits(
     *,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+    distilled: bool = False,
 ) -> list[Visit]:
-    """Set the scheduler's timesteps and list those that a run visits: all, or the last `strength` of them (SDEdit).
+    """Set the scheduler's timesteps and list those that a run visits: all, or the last `strength` of them (SDEdit), or
+    those between two shares of the noise schedule, which SDXL's base model and refiner divide so.
 
     The numbers are taken from the device once: asking each tensor for its own would wait for the GPU in every step.
 
+    Args:
+        distilled: whether the model takes guidance as an input, so that diffusers runs it by the pipeline of LCM.
+
     Raises:
-        ValueError: the scheduler does not take the timesteps or sigmas of the caller.
+        ValueError: the scheduler does not take the timesteps or sigmas of the caller, or no step is left.
     """
     custom = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
     if custom:
         _set_custom(scheduler, custom, device)
         num_inference_steps = len(scheduler.timesteps)  # as diffusers counts them, which Heun has nearly two of a step
+    elif strength is not None and distilled and "strength" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(num_inference_steps, device=device, strength=strength)
+        strength = None  # LCM spreads all of its few steps over what strength leaves
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
-    first = 0
-    if strength is not None:
+    exact: list[float] = scheduler.timesteps.tolist()
+    numbers = [round(t) for t in exact]
+    first, last, told = 0, len(numbers), ""
+    if denoising_start is not None:
+        remaining = sum(t < _cutoff(scheduler, denoising_start) for t in exact)
+        if scheduler.order == 2 and remaining % 2 == 0:
+            remaining += 1  # not between the two halves of a step
+        first, told = len(exact) - remaining, f"denoising_start {denoising_start:g}"
+    elif strength is not None:
         first = (num_inference_steps - int(num_inference_steps * strength)) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-    numbers = [round(t) for t in scheduler.timesteps.tolist()]
-    if first >= len(numbers):
-        raise ValueError(f"strength {strength:g} leaves none of these {len(numbers)} timesteps to run; give more")
-    return [Visit(i, numbers[i], scheduler.timesteps[i]) for i in range(first, len(numbers))]
+        told = f"strength {strength:g}"
+    if (first or strength is not None) and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    if denoising_end is not None:
+        last = first + sum(t >= _cutoff(scheduler, denoising_end) for t in exact[first:])
+        told = told or f"denoising_end {denoising_end:g}"
+    if not 0 <= first < last:
+        raise ValueError(f"{told} leaves none of these {len(numbers)} timesteps to run; give more")
+    return [Visit(i, numbers[i], scheduler.timesteps[i]) for i in range(first, last)]
+
+
+def _cutoff(scheduler: Any, share: float) -> int:
+    """The training timestep at which so large a share of the noise schedule is done."""
+    known: int = scheduler.config.num_train_timesteps
+    return round(known - share * known)
 
 
 def _set_custom(scheduler: Any, custom: dict[str, Sequence[Any]], device: torch.device) -> None:

@@ -13,7 +13,17 @@ from typing import Any
 
 LONG_PROMPTS = ("cut", "split")
 DTYPES = ("float32", "float16", "bfloat16")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SEED_LIMIT = 2**63  # seeds are signed 64-bit and not negative
+Size = Sequence[int]  # of two numbers: height and width, or top and left
+_SIZES = (
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,29 @@ class Settings:
     clip_skip: int | None = None  # layers of the text encoder left out at its end
     clip_skip_negative: bool = True  # of the negative prompt too; diffusers does not
     long_prompt: str = "cut"
+    denoising_start: float | None = None  # share of the noise schedule that another run has behind it (SDXL refiner)
+    denoising_end: float | None = None  # share of it after which this run stops
+    prompt_2: str | Sequence[str] | None = None  # for the second text encoder of SDXL, like all of the following
+    negative_prompt_2: str | Sequence[str] | None = None
+    original_size: Size | None = None  # (height, width)
+    crops_coords_top_left: Size = (0, 0)
+    target_size: Size | None = None
+    negative_original_size: Size | None = None
+    negative_crops_coords_top_left: Size | None = None
+    negative_target_size: Size | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    controlnet_conditioning_scale: float | Sequence[float] = 1.0  # one for all ControlNets, or one each
+    control_guidance_start: float | Sequence[float] = 0.0  # shares of the steps
+    control_guidance_end: float | Sequence[float] = 1.0
+    guess_mode: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):  # numbers of numpy and torch become Python's, which the record can hold
             object.__setattr__(self, field.name, _python(getattr(self, field.name)))
         _texts("prompt", self.prompt)
-        if self.negative_prompt is not None:
-            _texts("negative_prompt", self.negative_prompt)
-            if not isinstance(self.negative_prompt, str) and len(self.negative_prompt) != len(self.prompts):
-                raise ValueError(
-                    f"{len(self.negative_prompt)} negative prompts were given for {len(self.prompts)} prompts; "
-                    "give one for all, or one each"
-                )
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            self._check_beside(name)
         for side in ("height", "width"):
             value = getattr(self, side)
             if value is not None and _whole(side, value, at_least=8) % 8:
@@ -67,14 +88,63 @@ class Settings:
                     f"it takes at least {enough:g}"
                 )
         self._check_schedule()
+        self._check_part()
+        self._check_micro()
+        self._check_control()
         if self.clip_skip is not None:
             _whole("clip_skip", self.clip_skip, at_least=0)
-        if not isinstance(self.clip_skip_negative, bool):
-            raise TypeError(f"clip_skip_negative must be True or False, but is {self.clip_skip_negative!r}")
+        for name in ("clip_skip_negative", "guess_mode"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, but is {getattr(self, name)!r}")
         pick("long_prompt", self.long_prompt, LONG_PROMPTS)
         _whole("num_images_per_prompt", self.num_images_per_prompt, at_least=1)
         if self.seed is not None:
             self._check_seed()
+
+    def _check_beside(self, name: str) -> None:
+        """Texts that stand beside the prompts: one for all, or one each."""
+        texts = getattr(self, name)
+        if texts is None:
+            return
+        _texts(name, texts)
+        if not isinstance(texts, str) and len(texts) != len(self.prompts):
+            raise ValueError(
+                f"{len(texts)} {name.replace('_', ' ')}s were given for {len(self.prompts)} prompts; "
+                "give one for all, or one each"
+            )
+
+    def _check_part(self) -> None:
+        for name in ("denoising_start", "denoising_end"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0, 1)
+                if getattr(self, name) in (0, 1):
+                    raise ValueError(f"{name} must lie between 0 and 1; leave it out for the whole of the schedule")
+        if None not in (self.denoising_start, self.denoising_end) and self.denoising_start >= self.denoising_end:  # type: ignore[operator]
+            raise ValueError(
+                f"denoising_start {self.denoising_start} must lie below denoising_end {self.denoising_end}"
+            )
+
+    def _check_micro(self) -> None:
+        for name in _SIZES:
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
+                raise TypeError(f"{name} must be two whole numbers, but is {size!r}")
+            for value in size:
+                _whole(name, value, at_least=0)
+        for name in ("aesthetic_score", "negative_aesthetic_score"):
+            _number(name, getattr(self, name), 0, math.inf)
+
+    def _check_control(self) -> None:
+        for name, high in (
+            ("controlnet_conditioning_scale", math.inf),
+            ("control_guidance_start", 1),
+            ("control_guidance_end", 1),
+        ):
+            values = getattr(self, name)
+            for value in values if isinstance(values, Sequence) and not isinstance(values, str) else [values]:
+                _number(name, value, 0, high)
 
     def _check_schedule(self) -> None:
         if self.timesteps is not None and self.sigmas is not None:
@@ -108,9 +178,19 @@ class Settings:
     @property
     def negative_prompts(self) -> list[str]:
         """One for each prompt; "" where none was given."""
-        if self.negative_prompt is None or isinstance(self.negative_prompt, str):
-            return [self.negative_prompt or ""] * len(self.prompts)
-        return list(self.negative_prompt)
+        return self._each(self.negative_prompt)
+
+    @property
+    def second_prompts(self) -> list[str]:
+        """What SDXL's second text encoder reads: the prompts, unless others were given for it."""
+        return self.prompts if not self.prompt_2 else self._each(self.prompt_2)
+
+    @property
+    def second_negative_prompts(self) -> list[str]:
+        return self.negative_prompts if not self.negative_prompt_2 else self._each(self.negative_prompt_2)
+
+    def _each(self, texts: str | Sequence[str] | None) -> list[str]:
+        return [texts or ""] * len(self.prompts) if texts is None or isinstance(texts, str) else list(texts)
 
     @property
     def pictures(self) -> int:
@@ -160,23 +240,30 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
 
 
-def check_source(model: str | Path) -> Path | None:
-    """The folder that a model's name stands for, or None for an id on the hub.
+def check_source(model: str | Path, *, allow_pickle: bool = False) -> Path | None:
+    """The file or the folder that a model's name stands for, or None for an id on the hub.
 
     Raises:
-        FileNotFoundError: it is neither a folder in diffusers' layout nor an id.
-        ValueError: it is a file.
+        FileNotFoundError: it is neither a file, nor a folder in diffusers' layout, nor an id.
+        ValueError: it is a pickle, or a file of another kind.
     """
-    folder = Path(model).expanduser()
-    if folder.is_file():
-        raise ValueError(f"{str(model)!r} is a file; expected a folder in diffusers' layout, with a model_index.json")
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+    place = Path(model).expanduser()
+    if place.is_file():
+        if place.suffix in PICKLES and not allow_pickle:
+            raise ValueError(
+                f"{str(model)!r} is a pickle, which may run code when it is read; fetch its .safetensors, or call "
+                "sdkit.load(..., allow_pickle=True) if you trust it"
+            )
+        if place.suffix not in (".safetensors", *PICKLES):
+            raise ValueError(f"{str(model)!r} is a file of an unknown kind; expected .safetensors, or a folder")
+        return place
+    if place.is_dir():
+        if not (place / "model_index.json").is_file():
             raise FileNotFoundError(f"the folder {str(model)!r} has no model_index.json; expected diffusers' layout")
-        return folder
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model)):
+        return place
+    if place.suffix in (".safetensors", *PICKLES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model)):
         raise FileNotFoundError(
-            f"there is no folder {str(model)!r}, nor is that an id of the form owner/name on the hub"
+            f"there is no file or folder {str(model)!r}, nor is that an id of the form owner/name on the hub"
         )
     return None
 

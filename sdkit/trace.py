@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from sdkit.events import Edit, Event, Hook, Stage
 from sdkit.generate import branch as go_on
 from sdkit.pictures import to_pil
-from sdkit.process import History
+from sdkit.process import History, Pictures
 from sdkit.settings import DTYPES, pick
 
 FORMAT = 1  # of the file; a reader refuses what is newer
@@ -347,13 +347,12 @@ class Trace:
         owner = model
         if owner is None:
             owner = self._origin.model if self._origin is not None else self.settings["model"]
-        pixels = self[Stage.PIXELS][0].value.float() if self.settings.get("strength") is not None else None
         child = Trace(budget=self.budget)
         go_on(
             self.settings,
             History(latents, predictions),
             model=owner,
-            pixels=pixels,
+            pictures=self._pictures(),
             changes=changes,
             hooks=[*hooks, child],
         )
@@ -364,6 +363,20 @@ class Trace:
         child._stepped |= {at: source for at, source in self._stepped.items() if at is not None and at < step}
         child.parent = {"step": step, "settings": self.settings}
         return child
+
+    def _pictures(self) -> Pictures:
+        """The pictures that the run was given: as recorded, otherwise as the run still holds them."""
+        held = Pictures() if self._origin is None else self._origin.pictures
+        each = self.settings["num_images_per_prompt"]
+        recorded: dict[str, Tensor] = {}
+        for name, field, stage in (("image", "pixels", Stage.PIXELS), ("mask_image", "mask", Stage.MASK)):
+            if self.settings.get(name) and self[stage]:
+                recorded[field] = self[stage][0].value.float()[::each]
+        found: Pictures = replace(held, **recorded)
+        for name, value in found.hashes().items():
+            if self.settings.get(name) and value is None:
+                raise ValueError(f"this trace cannot be branched: it does not hold {name}, which its run was given")
+        return found
 
     def _history(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
         """x and what was stepped along, of every step before this one."""

@@ -50,8 +50,8 @@ def test_loading_leaves_the_loudness_of_the_libraries_as_it_was(sd1, tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "error", "words"),
     [
-        ("./no/such/folder", {}, FileNotFoundError, "there is no folder './no/such/folder'"),
-        ("./nowhere", {}, FileNotFoundError, "there is no folder './nowhere'"),
+        ("./no/such/folder", {}, FileNotFoundError, "there is no file or folder './no/such/folder'"),
+        ("./nowhere", {}, FileNotFoundError, "there is no file or folder './nowhere'"),
         ("no-such-owner/no-such-model", {}, FileNotFoundError, "could not be fetched from the hub; check the id"),
         ("nonsense", {}, FileNotFoundError, "nor is that an id of the form owner/name"),
         (None, {"dtype": "float17"}, ValueError, "unknown dtype 'float17'; did you mean 'float16'"),
@@ -59,7 +59,7 @@ def test_loading_leaves_the_loudness_of_the_libraries_as_it_was(sd1, tmp_path):
             7,
             {},
             TypeError,
-            "model must be a name, a folder, a Stable Diffusion pipeline or an sdkit Model, but is a int",
+            "model must be a name, a folder, a file, a Stable Diffusion pipeline or an sdkit Model, but is a int",
         ),
         (None, {"device": "cuda:99"}, ValueError, "device 'cuda:99' is not to be had here; the best that is"),
     ],
@@ -73,15 +73,54 @@ def test_a_folder_without_a_model_and_a_model_of_another_family_are_refused(tmp_
     with pytest.raises(FileNotFoundError, match=r"has no model_index\.json"):
         sdkit.load(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ValueError, match=r"is a FluxPipeline; expected a Stable Diffusion 1\.x or 2\.x"):
+    with pytest.raises(ValueError, match="is a FluxPipeline; expected a Stable Diffusion model"):
         sdkit.load(tmp_path)
 
 
-def test_parts_that_sdkit_cannot_drive_are_named(tmp_path):
-    pipeline = random_pipeline(tmp_path)
-    pipeline.unet.register_to_config(time_cond_proj_dim=32)
-    with pytest.raises(ValueError, match="its U-Net takes the guidance scale as an input; expected a Stable Diffusion"):
-        sdkit.load(pipeline)
+@pytest.mark.parametrize(
+    ("unet", "words"),
+    [
+        ({"in_channels": 5}, "its U-Net sees 5 channels"),
+        ({"class_embed_type": "timestep"}, "its U-Net is conditioned on something else than text and sizes"),
+    ],
+)
+def test_parts_that_sdkit_cannot_drive_are_named(tmp_path, unet, words):
+    with pytest.raises(ValueError, match=f"StableDiffusionPipeline cannot be driven: {words}; expected a Stable"):
+        sdkit.load(random_pipeline(tmp_path, **unet))
+
+
+def test_a_pipeline_without_a_unet_is_no_stable_diffusion():
+    class FluxPipeline:
+        transformer = None
+
+    with pytest.raises(ValueError, match="FluxPipeline cannot be driven: it lacks a U-Net"):
+        sdkit.load(FluxPipeline())
+
+
+def test_what_was_distilled_takes_few_steps_by_default(sd1, sdxl, tmp_path):
+    assert (sdkit.load(sdxl).num_inference_steps, sdkit.load(sdxl).guidance_scale) == (50, 5.0)
+    sdxl.save_pretrained(tmp_path / "SDXL-Turbo")
+    turbo = sdkit.load(tmp_path / "SDXL-Turbo", device="cpu")
+    assert (turbo.num_inference_steps, turbo.guidance_scale) == (1, 0.0)
+    result = sdkit.text_to_image("a star", model=turbo, seed=1)
+    assert (result.settings["num_inference_steps"], result.settings["guidance_scale"]) == (1, 0.0)
+
+
+def test_pickled_weights_are_refused_unless_they_are_asked_for(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path / "model", safe_serialization=False)
+    with pytest.raises(ValueError, match="holds pickled weights"):
+        sdkit.load(tmp_path / "model", device="cpu")
+    loaded = sdkit.load(tmp_path / "model", device="cpu", allow_pickle=True)
+    options = {"seed": 2, "num_inference_steps": 2}
+    ours, theirs = (sdkit.text_to_image("a star", model=model, **options).latents for model in (loaded, sd1))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_variant_is_that_of_the_folder(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(FileNotFoundError, match="is incomplete or damaged"):
+        sdkit.load(tmp_path, device="cpu")
+    assert sdkit.load(tmp_path, device="cpu", variant="fp16").fingerprint() == sdkit.load(sd1).fingerprint()
 
 
 def test_a_damaged_folder_is_not_mistaken_for_the_hub(sd1, tmp_path):

@@ -1,12 +1,17 @@
-"""Latents and pictures are those of diffusers' own pipelines, bit for bit, for every scheduler."""
+"""Latents and pictures are those of diffusers' own pipelines, bit for bit, for every family, task and scheduler.
+
+The matrix of cases stands in docs/parity.md, which `python tests/test_parity.py` writes.
+"""
 
 import inspect
+import itertools
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import random_pipeline
+from conftest import SD2, random_pipeline, random_xl_pipeline
 from PIL import Image
 
 import sdkit
@@ -29,7 +34,20 @@ CLASSES = {
     "tcd": diffusers.TCDScheduler,
     "unipc": diffusers.UniPCMultistepScheduler,
 }
-PREDICTIONS = ["epsilon", "v_prediction"]
+FAMILIES = {
+    "sd1": ("Stable Diffusion 1.x, epsilon", lambda folder: random_pipeline(folder)),
+    "sd2": ("Stable Diffusion 2.x, v prediction", lambda folder: random_pipeline(folder, "v_prediction", **SD2)),
+    "sdxl": ("SDXL", lambda folder: random_xl_pipeline(folder)),
+}
+OTHERS = {
+    "refiner": lambda folder: random_xl_pipeline(folder, refiner=True),
+    "inpainting": lambda folder: random_pipeline(folder, in_channels=9),
+    "xl_inpainting": lambda folder: random_xl_pipeline(folder, in_channels=9),
+    "lcm": lambda folder: random_pipeline(folder, time_cond_proj_dim=8),
+}
+TASKS = {"text": "", "image": "Img2Img", "inpaint": "Inpaint"}  # with what diffusers adds to the pipeline's name
+GUIDANCE = {"guided": 7.5, "unguided": 1.0}
+PREDICTIONS = {"epsilon": "sd1", "v_prediction": "sd2"}
 
 
 def reference_scheduler(name, pipeline, seed=None):
@@ -42,21 +60,36 @@ def reference_scheduler(name, pipeline, seed=None):
     return CLASSES[name.removesuffix("_karras")].from_config(pipeline.scheduler.config, **extra)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pipelines(tmp_path_factory):
-    return {kind: random_pipeline(tmp_path_factory.mktemp(kind), kind) for kind in PREDICTIONS}
+    makers = {**{name: make for name, (_, make) in FAMILIES.items()}, **OTHERS}
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
 
 
 def seeded(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def by_diffusers(pipeline, scheduler, seeds, kind=diffusers.StableDiffusionPipeline, **arguments):
-    """Latents and pictures of diffusers' own pipeline with a scheduler of its own."""
-    pipe = kind(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+def by_diffusers(pipeline, scheduler, seeds, kind=None, **arguments):
+    """Latents and pictures of a pipeline of diffusers' own, by default the one of this name, made of the same parts."""
+    kind = kind or type(pipeline)
+    parts = {**pipeline.components, "scheduler": scheduler}
+    known = inspect.signature(kind.__init__).parameters
+    settings = {name: pipeline.config[name] for name in known if name in pipeline.config and name not in parts}
+    pipe = kind(**{name: part for name, part in parts.items() if name in known}, **settings)
     pipe.set_progress_bar_config(disable=True)
-    latents = pipe(generator=seeded(*seeds), output_type="latent", **arguments).images
-    return latents, pipe(generator=seeded(*seeds), **arguments).images
+    seen = []
+
+    def keep(_pipe, _step, _t, values):
+        seen.append(values["latents"])
+        return values
+
+    # LCM's pipelines decode what their last step believed in, which is not what they hand to the callback
+    latent = "Consistency" in kind.__name__
+    if latent:
+        seen.append(pipe(generator=seeded(*seeds), output_type="latent", **arguments).images)
+    images = pipe(generator=seeded(*seeds), **({} if latent else {"callback_on_step_end": keep}), **arguments).images
+    return seen[-1], images
 
 
 def assert_same(result, reference):
@@ -72,14 +105,81 @@ def test_every_class_that_has_karras_spacing_has_it_as_a_short_name():
     assert set(sdkit.SCHEDULERS) == set(CLASSES) | karras
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
-@pytest.mark.parametrize("name", sdkit.SCHEDULERS)
-def test_a_run_equals_that_of_diffusers(name, guidance_scale, prediction_type, pipelines):
-    pipeline = pipelines[prediction_type]
-    arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": guidance_scale}
-    reference = by_diffusers(pipeline, reference_scheduler(name, pipeline, 7), [7], **arguments)
-    assert_same(sdkit.text_to_image(model=pipeline, scheduler=name, seed=7, **arguments), reference)
+def photo(seed, size=(64, 64)):
+    noise = torch.randint(0, 256, (size[1] // 8, size[0] // 8, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.numpy().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+MASK = Image.new("L", (64, 64))
+MASK.paste(255, (8, 16, 50, 40))
+
+
+def task_arguments(task, guidance_scale):
+    """What makes a small run of this task."""
+    arguments = {"prompt": "a red star", "num_inference_steps": 5, "guidance_scale": guidance_scale}
+    if task != "text":
+        arguments |= {"image": photo(0), "strength": 0.7}
+    if task == "inpaint":
+        arguments |= {"mask_image": MASK, "height": 64, "width": 64}
+    return arguments
+
+
+def kind_of(pipeline, task):
+    """The class that diffusers has for this task."""
+    family = "StableDiffusionXL" if hasattr(pipeline, "text_encoder_2") else "StableDiffusion"
+    return getattr(diffusers, f"{family}{TASKS[task]}Pipeline")
+
+
+def by_sdkit(pipeline, arguments, **more):
+    function = sdkit.image_to_image if "image" in arguments else sdkit.text_to_image
+    return function(model=pipeline, **arguments, **more)
+
+
+CASES = list(itertools.product(FAMILIES, TASKS, GUIDANCE, sdkit.SCHEDULERS))
+
+
+@pytest.mark.parametrize(("family", "task", "guided", "name"), CASES, ids=lambda value: value)
+def test_a_run_equals_that_of_diffusers(family, task, guided, name, pipelines):
+    pipeline, arguments = pipelines[family], task_arguments(task, GUIDANCE[guided])
+    scheduler = reference_scheduler(name, pipeline, 7)
+    reference = by_diffusers(pipeline, scheduler, [7], kind_of(pipeline, task), **arguments)
+    assert_same(by_sdkit(pipeline, arguments, scheduler=name, seed=7), reference)
+
+
+def table():
+    """The cases as a table in Markdown: a row for each scheduler, a column for each family and task."""
+    columns = list(itertools.product(FAMILIES, TASKS))
+    runs = {(family, task, name) for family, task, _, name in CASES}
+    lines = [
+        "# Where sdkit equals diffusers to the bit",
+        "",
+        "Written by `python tests/test_parity.py`, which tests each cell once with guidance 7.5 and once without:",
+        "`torch.equal` latents and pictures of the same bytes, for components of random weights.",
+        "",
+        *(f"- **{name}**: {what}" for name, (what, _) in FAMILIES.items()),
+        "",
+        "| scheduler | " + " | ".join(f"{family} {task}" for family, task in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name in sdkit.SCHEDULERS:
+        cells = ["equal" if (family, task, name) in runs else "" for family, task in columns]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Beside the matrix: batches, several pictures a prompt, oblong sizes, negative prompts, rescaled",
+        "guidance, latents and embeddings that were given, timesteps and sigmas of one's own, one generator",
+        "for all; the sizes and crops of SDXL, its refiner and the hand-over to it; inpainting U-Nets with 9",
+        "channels; latent consistency models with their guidance embedding; LoRA, IP-Adapter and ControlNet;",
+        "a run at the true size of Stable Diffusion 1.5.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
+
+
+def test_the_table_in_the_docs_lists_the_cases():
+    assert PAGE.read_text(encoding="utf-8") == table()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +240,7 @@ def test_the_embedded_model_equals_diffusers_with_the_same_files(tiny):
 def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, pipelines):
     """Where a scheduler returns no x0, its own conversion of the model's output, or DDIM's at that step, is the
     reference."""
-    pipeline = pipelines[prediction_type]
+    pipeline = pipelines[PREDICTIONS[prediction_type]]
     scheduler = reference_scheduler(name, pipeline, 1)
     scheduler.set_timesteps(6)
     ddim = reference_scheduler("ddim", pipeline)
@@ -171,19 +271,15 @@ def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, pipe
             assert torch.allclose(event.value, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def photo(seed, size=(64, 64)):
-    noise = torch.randint(0, 256, (size[1] // 8, size[0] // 8, 3), generator=torch.Generator().manual_seed(seed))
-    return Image.fromarray(noise.numpy().astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-
-
-@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
-@pytest.mark.parametrize("name", sdkit.SCHEDULERS)
-def test_a_variation_equals_that_of_diffusers(sd1, name, strength):
-    arguments = {"prompt": "a red star", "num_inference_steps": 7, "guidance_scale": 5.0 if strength < 1 else 1.0}
-    arguments |= {"strength": strength, "image": photo(0)}
-    scheduler = reference_scheduler(name, sd1, 7)
-    reference = by_diffusers(sd1, scheduler, [7], kind=diffusers.StableDiffusionImg2ImgPipeline, **arguments)
-    assert_same(sdkit.image_to_image(model=sd1, scheduler=name, seed=7, **arguments), reference)
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("task", ["image", "inpaint"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_strength_equals_that_of_diffusers(pipelines, family, task, strength):
+    pipeline, arguments = pipelines[family], {**task_arguments(task, 5.0), "strength": strength}
+    for name in ("heun", "euler_a", "ddpm"):
+        scheduler = reference_scheduler(name, pipeline, 7)
+        reference = by_diffusers(pipeline, scheduler, [7], kind_of(pipeline, task), **arguments)
+        assert_same(by_sdkit(pipeline, arguments, scheduler=name, seed=7), reference)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +373,130 @@ def test_given_embeddings_equal_those_of_diffusers(sd1, negative, length):
     arguments = {**embeds, "num_inference_steps": 3, "guidance_scale": 5.0, "num_images_per_prompt": 2}
     reference = by_diffusers(sd1, reference_scheduler("ddim", sd1), range(5, 9), **arguments)
     assert_same(sdkit.text_to_image(model=sd1, seed=5, **arguments), reference)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": ["a red star", "a blue fish"], "negative_prompt": ["a cat", ""], "num_images_per_prompt": 2},
+        {"prompt": "a red star", "height": 96, "width": 64, "guidance_rescale": 0.7},
+        {"prompt": "a red star", "prompt_2": "a cat", "negative_prompt": "a tree", "negative_prompt_2": "a house"},
+        {"prompt": "a red star", "clip_skip": 1},
+        {"prompt": "", "guidance_scale": 3.0, "original_size": (40, 90), "crops_coords_top_left": (8, 16)},
+        {
+            "prompt": "a star",
+            "negative_original_size": (30, 30),
+            "negative_target_size": (60, 60),
+            "target_size": (9, 9),
+        },
+        {"prompt": "a red star", "guidance_scale": 0.0, "num_inference_steps": 1},
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_what_sdxl_takes_equals_that_of_diffusers(pipelines, arguments):
+    pipeline = pipelines["sdxl"]
+    many = 1 if isinstance(arguments["prompt"], str) else len(arguments["prompt"])
+    seeds = range(11, 11 + many * arguments.get("num_images_per_prompt", 1))
+    arguments = {"num_inference_steps": 4, "guidance_scale": 5.0, **arguments}
+    ours = {**arguments, "clip_skip_negative": False}  # diffusers' clip_skip spares the negative prompt
+    for name in ("ddim", "euler_a"):
+        reference = by_diffusers(pipeline, reference_scheduler(name, pipeline), seeds, **arguments)
+        assert_same(sdkit.text_to_image(model=pipeline, scheduler=name, seed=11, **ours), reference)
+
+
+def test_a_variation_by_sdxl_heeds_sizes_as_in_diffusers(pipelines):
+    arguments = {**task_arguments("image", 5.0), "crops_coords_top_left": (4, 4), "negative_original_size": (9, 9)}
+    arguments["negative_target_size"] = (99, 99)
+    pipeline = pipelines["sdxl"]
+    reference = by_diffusers(
+        pipeline, reference_scheduler("ddim", pipeline), [7], kind_of(pipeline, "image"), **arguments
+    )
+    assert_same(by_sdkit(pipeline, arguments, scheduler="ddim", seed=7), reference)
+
+
+def test_embeddings_given_to_sdxl_equal_those_of_diffusers(pipelines):
+    draw = torch.Generator().manual_seed(0)
+    arguments = {
+        "prompt_embeds": torch.randn(2, 32, 56, generator=draw),
+        "pooled_prompt_embeds": torch.randn(2, 24, generator=draw),
+        "negative_prompt_embeds": torch.randn(2, 32, 56, generator=draw),
+        "negative_pooled_prompt_embeds": torch.randn(2, 24, generator=draw),
+        "num_inference_steps": 3,
+        "num_images_per_prompt": 2,
+        "guidance_scale": 5.0,
+    }
+    reference = by_diffusers(
+        pipelines["sdxl"], reference_scheduler("ddim", pipelines["sdxl"]), range(5, 9), **arguments
+    )
+    assert_same(sdkit.text_to_image(model=pipelines["sdxl"], scheduler="ddim", seed=5, **arguments), reference)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m_karras", "ddpm"])
+def test_the_hand_over_to_a_refiner_equals_that_of_diffusers(pipelines, name):
+    base, refiner = pipelines["sdxl"], pipelines["refiner"]
+    arguments = {"prompt": "a red star", "num_inference_steps": 8, "guidance_scale": 5.0}
+    latents, _ = by_diffusers(base, reference_scheduler(name, base), [7], denoising_end=0.6, **arguments)
+    halfway = sdkit.text_to_image(model=base, scheduler=name, seed=7, denoising_end=0.6, **arguments)
+    assert torch.equal(halfway.latents, latents)
+    reference = by_diffusers(
+        refiner,
+        reference_scheduler(name, base),
+        [7],
+        image=latents,
+        denoising_start=0.6,
+        aesthetic_score=5.5,
+        **arguments,
+    )
+    finished = sdkit.image_to_image(
+        halfway.latents,
+        model=refiner,
+        scheduler=reference_scheduler(name, base),
+        seed=7,
+        denoising_start=0.6,
+        aesthetic_score=5.5,
+        **arguments,
+    )
+    assert_same(finished, reference)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("family", ["inpainting", "xl_inpainting"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_a_unet_that_sees_the_mask_equals_that_of_diffusers(pipelines, family, guidance_scale, strength):
+    pipeline = pipelines[family]
+    arguments = {**task_arguments("inpaint", guidance_scale), "strength": strength}
+    for name in ("ddim", "euler_a", "unipc"):
+        scheduler = reference_scheduler(name, pipeline, 7)
+        reference = by_diffusers(pipeline, scheduler, [7], kind_of(pipeline, "inpaint"), **arguments)
+        assert_same(by_sdkit(pipeline, arguments, scheduler=name, seed=7), reference)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "inpainting"])
+def test_several_pictures_are_inpainted_as_in_diffusers(pipelines, family):
+    pipeline = pipelines[family]
+    alone = {**task_arguments("inpaint", 5.0), "num_images_per_prompt": 3}
+    each = {**task_arguments("inpaint", 5.0), "prompt": ["a star", "a cat"], "image": [photo(0), photo(1)]}
+    each["mask_image"] = [MASK, MASK.transpose(Image.Transpose.ROTATE_90)]
+    for arguments, seeds in ((alone, [7, 8, 9]), (each, [7, 8])):
+        for name in ("ddpm", "dpmpp_sde"):
+            scheduler = reference_scheduler(name, pipeline, seeds)
+            reference = by_diffusers(pipeline, scheduler, seeds, kind_of(pipeline, "inpaint"), **arguments)
+            assert_same(by_sdkit(pipeline, arguments, scheduler=name, seed=seeds), reference)
+
+
+@pytest.mark.parametrize("strength", [None, 0.6])
+def test_a_latent_consistency_model_equals_that_of_diffusers(pipelines, strength):
+    pipeline, given = pipelines["lcm"], {} if strength is None else {"image": photo(0), "strength": strength}
+    model = sdkit.load(pipeline)
+    assert (model.num_inference_steps, model.guidance_scale) == (4, 8.5)
+    what = "Img2Img" if given else ""
+    kind = getattr(diffusers, f"LatentConsistencyModel{what}Pipeline")
+    for arguments in ({"num_images_per_prompt": 2}, {"guidance_scale": 3.0, "num_inference_steps": 6}):
+        arguments = {"prompt": "a red star", **given, **arguments}
+        seeds = [7, 8][: arguments.get("num_images_per_prompt", 1)]
+        reference = by_diffusers(pipeline, reference_scheduler("lcm", pipeline), seeds, kind, **arguments)
+        assert_same(by_sdkit(pipeline, arguments, scheduler="lcm", seed=7), reference)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table(), encoding="utf-8")

@@ -18,6 +18,7 @@ LAYERS = {
     "pictures": 1,
     "model": 1,
     "loading": 2,
+    "single_file": 1,
     "process": 2,
     "generate": 3,
     "hooks": 3,

@@ -26,8 +26,8 @@ def test_skipping_no_layer_is_what_happens_without_clip_skip(sd1):
 
 
 def test_more_layers_than_there_are_cannot_be_skipped(sd1):
-    with pytest.raises(ValueError, match="clip_skip 3 leaves nothing of 2 layers; take fewer"):
-        sdkit.text_to_image("a star", model=sd1, clip_skip=3, **OPTIONS)
+    with pytest.raises(ValueError, match="clip_skip 4 leaves nothing of 3 layers; take fewer"):
+        sdkit.text_to_image("a star", model=sd1, clip_skip=4, **OPTIONS)
 
 
 def test_a_long_prompt_is_split_into_windows_at_ends_of_words_and_each_is_heard(sd1):

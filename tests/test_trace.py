@@ -334,7 +334,7 @@ def test_a_variation_can_be_run_again_from_its_picture(tiny, tmp_path):
     (path,) = sdkit.image_to_image(star, "a red star", seed=5, num_inference_steps=4).save(tmp_path / "out.png")
     (again,) = sdkit.rerun(path, image=star).save(tmp_path / "again.png")
     assert again.read_bytes() == path.read_bytes()
-    with pytest.raises(ValueError, match="give the picture that it started from"):
+    with pytest.raises(ValueError, match="was made from image; give that picture as image"):
         sdkit.rerun(path)
 
 

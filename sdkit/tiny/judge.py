@@ -265,7 +265,7 @@ def where_words_look(model: Model, things: int, count: int) -> tuple[list[float]
         t = torch.tensor([200 + 200 * (i % 4)])
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
         seen.clear()
-        unet(model.scheduler.add_noise(x0, noise, t), t, model.encode_text(ids))
+        unet(model.scheduler.add_noise(x0, noise, t), t, model.encode_text([ids])[0])
         attention = torch.stack(seen).mean(0)[0]  # (16 * 16, L)
         masks = F.avg_pool2d(torch.from_numpy(drawn.masks)[None], SIZE // 16)[0].flatten(1)  # (things, 16 * 16)
         for thing, mask, other in zip(scene.things, masks, masks.flip(0), strict=True):
