@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,21 @@ def load(
         raise ValueError("config and prediction_type describe one file; a folder or an id has its own configurations")
     else:
         pipeline = _from_pretrained(str(source or model), kind, allow_pickle, fetching)
-    return _model(_supported(pipeline).to(place), str(model))
+    return _model(_aligned(_supported(pipeline).to(place)), str(model))
+
+
+def _aligned(pipeline: Any) -> Any:
+    """The pipeline, its weights where torch's allocator puts them.
+
+    Straight from a file they lie at whatever address the file has them at, and on a CPU products of matrices round by
+    that: the same weights from a folder and from one file would draw two pictures.
+    """
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            for weight in chain(part.parameters(), part.buffers()):
+                if weight.device.type == "cpu" and weight.data_ptr() % 64:
+                    weight.data = weight.data.clone()
+    return pipeline
 
 
 def _model(pipeline: Any, name: str) -> Model:
@@ -99,7 +114,7 @@ def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
 
     with as_file(files("sdkit.tiny") / "weights") as folder:
         pipeline = _from_pretrained(str(folder), dtype)
-    return Model(pipeline.to(device), name=TINY, num_inference_steps=20, guidance_scale=5.0)
+    return Model(_aligned(pipeline.to(device)), name=TINY, num_inference_steps=20, guidance_scale=5.0)
 
 
 def _from_pretrained(

@@ -48,14 +48,17 @@ def pipeline_from(path: Path, dtype: torch.dtype, *, config: Path | None, predic
     name, kind, channels = _FAMILIES[_family(path, shapes)]
     if "v_pred" in shapes and prediction_type is None:  # how fine-tuned checkpoints say it
         prediction_type = "v_prediction"
-    with _configurations(name, kind, channels, prediction_type) as folder:
+    with _configurations(name, kind, channels) as folder:
         if config is not None:
             kind = json.loads((config / "model_index.json").read_text())["_class_name"]
             folder = config
         tokenizers = {} if config is not None else _tokenizers(name)
-        return getattr(diffusers, kind).from_single_file(
+        pipeline = getattr(diffusers, kind).from_single_file(
             str(path), config=str(folder), dtype=dtype, local_files_only=True, **tokenizers
         )
+    if prediction_type is not None:
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    return pipeline
 
 
 def _shapes(path: Path) -> dict[str, torch.Tensor]:
@@ -86,13 +89,11 @@ def _family(path: Path, shapes: dict[str, torch.Tensor]) -> str:
 
 
 @contextmanager
-def _configurations(name: str, kind: str, channels: int, prediction_type: str | None) -> Iterator[Path]:
+def _configurations(name: str, kind: str, channels: int) -> Iterator[Path]:
     """A folder in diffusers' layout, for as long as it is needed, with a family's configurations and no weights."""
     contents = json.loads((files("sdkit") / "checkpoints" / f"{name}.json").read_text())
     contents["model_index.json"]["_class_name"] = kind
     contents["unet/config.json"]["in_channels"] = channels
-    if prediction_type is not None:
-        contents["scheduler/scheduler_config.json"]["prediction_type"] = prediction_type
     with TemporaryDirectory() as folder:
         for file, content in contents.items():
             place = Path(folder) / file

@@ -54,12 +54,12 @@ NOISE = {
 }  # of Stable Diffusion
 
 
-def random_text_encoder(tokenizer, width=32, kind=CLIPTextModel):
+def random_text_encoder(tokenizer, width=32, kind=CLIPTextModel, layers=3):
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         projection_dim=width,
         max_position_embeddings=anatomy.MAX_LENGTH,

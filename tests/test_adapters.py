@@ -1,0 +1,189 @@
+"""What a pipeline carries keeps its effect and its parity: LoRA, textual inversion, IP-Adapter, ControlNet."""
+
+import diffusers
+import pytest
+import torch
+from conftest import random_pipeline, random_xl_pipeline
+from test_parity import assert_same, by_diffusers, kind_of, photo, reference_scheduler, task_arguments
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+import sdkit
+
+RUN = {"prompt": "a red star", "num_inference_steps": 3, "guidance_scale": 5.0}
+MAKERS = {"sd1": random_pipeline, "sdxl": random_xl_pipeline}
+
+
+def ours(pipeline, arguments, **more):
+    function = sdkit.image_to_image if "image" in arguments else sdkit.text_to_image
+    return function(model=pipeline, scheduler="ddim", seed=7, **arguments, **more)
+
+
+def theirs(pipeline, arguments, kind=None):
+    return by_diffusers(pipeline, reference_scheduler("ddim", pipeline), [7], kind, **arguments)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_lora_keeps_its_effect_and_its_parity(family, tmp_path):
+    peft = pytest.importorskip("peft")
+    pipeline = MAKERS[family](tmp_path)
+    plain = ours(pipeline, RUN)
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+    pipeline.text_encoder.add_adapter(
+        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    with_lora = ours(pipeline, RUN)
+    assert not torch.equal(with_lora.latents, plain.latents)
+    assert_same(with_lora, theirs(pipeline, RUN))
+    reading = []
+    assert torch.equal(ours(pipeline, RUN, hooks=[reading.append]).latents, with_lora.latents)
+    pipeline.unet.disable_adapters()
+    pipeline.text_encoder.disable_adapters()
+    assert torch.equal(ours(pipeline, RUN).latents, plain.latents)
+
+
+def test_an_inverted_word_of_several_vectors_is_heard_as_in_diffusers(tmp_path):
+    pipeline = random_pipeline(tmp_path)
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    pipeline.load_textual_inversion(vectors, token="<toy>")
+    arguments = {**RUN, "prompt": "a <toy> on a white background"}
+    result = ours(pipeline, arguments)
+    assert_same(result, theirs(pipeline, arguments))
+    assert not torch.equal(result.latents, ours(pipeline, {**RUN, "prompt": "a on a white background"}).latents)
+
+
+def with_ip_adapter(pipeline):
+    """The pipeline with a random IP-Adapter of four tokens a picture."""
+    torch.manual_seed(1)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=16,
+    )
+    encoder, extractor = CLIPVisionModelWithProjection(vision).eval(), CLIPImageProcessor(size=32, crop_size=32)
+    pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
+    width = pipeline.unet.config.cross_attention_dim
+    layers = [name for name in pipeline.unet.attn_processors if "attn2" in name]
+    keys = {}
+    for i, name in enumerate(layers):
+        hidden = pipeline.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        keys |= {f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(hidden, width) * 0.3 for part in "kv"}
+    projection = {
+        "proj.weight": torch.randn(4 * width, 16) * 0.3,
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    pipeline.load_ip_adapter(
+        {"image_proj": projection, "ip_adapter": keys}, subfolder=None, weight_name=None, image_encoder_folder=None
+    )
+    return pipeline
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_picture_guides_through_an_ip_adapter_as_in_diffusers(family, tmp_path):
+    pipeline = with_ip_adapter(MAKERS[family](tmp_path))
+    latents = []
+    for task in ("text", "image", "inpaint"):
+        arguments = {**task_arguments(task, 5.0), "ip_adapter_image": photo(3, (96, 96)), "num_images_per_prompt": 2}
+        result = ours(pipeline, arguments)
+        scheduler = reference_scheduler("ddim", pipeline)
+        assert_same(result, by_diffusers(pipeline, scheduler, [7, 8], kind_of(pipeline, task), **arguments))
+        latents.append(result.latents)
+    pipeline.set_ip_adapter_scale(0.0)
+    arguments["ip_adapter_image"] = photo(4)
+    assert not torch.equal(ours(pipeline, arguments).latents, latents[-1])
+    with pytest.raises(ValueError, match="carries an IP-Adapter; give the picture that it goes by as ip_adapter_image"):
+        ours(pipeline, RUN)
+    embeds = pipeline.prepare_ip_adapter_image_embeds(photo(3), None, "cpu", 1, True)
+    assert_same(
+        ours(pipeline, RUN, ip_adapter_image_embeds=embeds),
+        theirs(pipeline, {**RUN, "ip_adapter_image_embeds": embeds}),
+    )
+
+
+def test_what_no_ip_adapter_hears_is_said(sd1):
+    with pytest.raises(ValueError, match="carries no IP-Adapter; load one with"):
+        sdkit.text_to_image("a star", model=sd1, ip_adapter_image=photo(0))
+    with pytest.raises(ValueError, match="carries no ControlNet; load a pipeline with one"):
+        sdkit.text_to_image("a star", model=sd1, control_image=photo(0))
+
+
+def random_controlnet(pipeline, seed, **options):
+    torch.manual_seed(seed)
+    net = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
+    for weight in net.parameters():  # its last layers start at zero, and would add nothing
+        weight.data.normal_(std=0.1)
+    net.register_to_config(**options)
+    return net.eval()
+
+
+def with_controlnet(pipeline, net, what=""):
+    family = "StableDiffusionXL" if hasattr(pipeline, "text_encoder_2") else "StableDiffusion"
+    kind = getattr(diffusers, f"{family}ControlNet{what}Pipeline")
+    plain = {} if hasattr(pipeline, "text_encoder_2") else {"requires_safety_checker": False}
+    made = kind(**pipeline.components, controlnet=net, **plain)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_controlnet_steers_as_in_diffusers(family, tmp_path):
+    base = MAKERS[family](tmp_path)
+    pipeline = with_controlnet(base, random_controlnet(base, 1))
+    control, size = photo(5), {"height": 64, "width": 64}
+    plain = ours(base, {**RUN, **size})
+    for options in (
+        {},
+        {"controlnet_conditioning_scale": 0.5, "num_images_per_prompt": 2},
+        {"control_guidance_start": 0.3, "control_guidance_end": 0.7},
+        {"guess_mode": True},
+        {"guidance_scale": 1.0},
+    ):
+        arguments = {**RUN, **size, **options}
+        seeds = [7, 8][: options.get("num_images_per_prompt", 1)]
+        scheduler = reference_scheduler("ddim", pipeline)
+        reference = by_diffusers(pipeline, scheduler, seeds, image=control, **arguments)
+        result = ours(pipeline, arguments, control_image=control)
+        assert_same(result, reference)
+        assert not torch.equal(result.latents, plain.latents)
+    with pytest.raises(ValueError, match="carries a ControlNet; give the picture that it goes by as control_image"):
+        ours(pipeline, RUN)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("task", ["image", "inpaint"])
+def test_a_controlnet_steers_variations_and_inpainting_as_in_diffusers(family, task, tmp_path):
+    base = MAKERS[family](tmp_path)
+    pipeline = with_controlnet(base, random_controlnet(base, 1), {"image": "Img2Img", "inpaint": "Inpaint"}[task])
+    arguments = {**task_arguments(task, 5.0), "control_image": photo(5), "height": 64, "width": 64}
+    arguments["controlnet_conditioning_scale"] = 0.8
+    assert_same(ours(pipeline, arguments), theirs(pipeline, arguments))
+
+
+def test_two_controlnets_steer_together_as_in_diffusers(tmp_path):
+    base = random_pipeline(tmp_path)
+    pipeline = with_controlnet(base, [random_controlnet(base, 1), random_controlnet(base, 2)])
+    arguments = {**RUN, "controlnet_conditioning_scale": [0.5, 0.9], "height": 64, "width": 64}
+    controls = [photo(5), photo(6)]
+    reference = by_diffusers(pipeline, reference_scheduler("ddim", pipeline), [7], image=controls, **arguments)
+    assert_same(ours(pipeline, arguments, control_image=controls), reference)
+    with pytest.raises(ValueError, match="control_image must be a list of 2, one for each ControlNet"):
+        ours(pipeline, RUN, control_image=photo(5))
+
+
+def test_what_steered_a_picture_is_asked_for_when_it_is_rerun(tmp_path):
+    base = random_pipeline(tmp_path)
+    pipeline = with_controlnet(base, random_controlnet(base, 1))
+    (path,) = ours(pipeline, RUN, control_image=photo(5)).save(tmp_path / "out.png")
+    with pytest.raises(ValueError, match="was made from control_image; give that picture as control_image"):
+        sdkit.rerun(path, model=pipeline)
+    (again,) = sdkit.rerun(path, model=pipeline, control_image=photo(5)).save(tmp_path / "again.png")
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.warns(UserWarning, match="control_image was"):
+        sdkit.rerun(path, model=pipeline, control_image=photo(6))
