@@ -540,12 +540,13 @@ def signed(request: Origin, events: Generator[Event, None, T]) -> Generator[Even
 
 def _out_of_memory(error: RuntimeError) -> str | None:
     """A sentence with what to try, if that is what the error is: of a GPU a class of its own, of a CPU a message."""
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+    said = str(error)
+    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in said and "enough memory" not in said:
         return None
     return (
         "out of memory; try a smaller height and width, fewer pictures at once, dtype='float16' on a GPU, or before "
         "sdkit.load(pipeline): pipeline.enable_model_cpu_offload(), pipeline.vae.enable_tiling() or "
-        f"pipeline.enable_attention_slicing() ({str(error).splitlines()[0]})"
+        f"pipeline.enable_attention_slicing() ({said.splitlines()[0]})"
     )
 
 
