@@ -268,12 +268,12 @@ def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, d
     if not common:
         raise ValueError("the two traces have no step of stage 'denoised' in common; record both with the same steps")
     known, steps = levels(trace), spread_out(common, columns)
-    painted = [(colours(trace), ours), (colours(other), theirs)]
+    paint = colours(trace, other)  # one map for both, so that what is the same looks the same
     with drawn(1.5 * len(steps) + 1.6, 6.6, "Two runs compared", dark=dark) as figure:
         parts: Any = figure.subfigures(2, 1, height_ratios=[3, 2.2])
         upper, lower = parts
         grid = upper.subplots(2, len(steps), squeeze=False)
-        for row, (paint, found) in enumerate(painted):
+        for row, found in enumerate((ours, theirs)):
             for column, step in enumerate(steps):
                 title = _step_title(step, known) if row == 0 else ""
                 _show(grid[row, column], paint(found[step].value[picture][None])[0], title)

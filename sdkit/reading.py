@@ -118,23 +118,24 @@ class Colours:
         return rgb.clamp(-1, 1) / 2 + 0.5
 
 
-def colours(trace: Trace) -> Colours:
-    """The map that fits the trace best: least squares of the picture that it ends with (of a forward walk, its least
-    noisy one), averaged down to the size of the latents, on the latents that it was decoded from.
+def colours(*traces: Trace) -> Colours:
+    """The map that fits the traces best: least squares of the picture that each ends with (of a forward walk, its
+    least noisy one), averaged down to the size of the latents, on the latents that it was decoded from.
 
     256 points of a picture are plenty for the five numbers that each colour takes. Without a picture (the run was
     interrupted, or IMAGE was not kept) the colours are the first three principal components of the latents instead.
+
+    Raises:
+        ValueError: there are no latents.
     """
-    latents = {record.step: record for record in trace[Stage.LATENT] or trace[Stage.DENOISED]}
-    if not latents:
+    latents = [{record.step: record for record in trace[Stage.LATENT] or trace[Stage.DENOISED]} for trace in traces]
+    if not all(latents):
         raise ValueError("the trace holds no latents to draw; record the stages 'latent', 'denoised' and 'image'")
-    decoded = [image for image in trace[Stage.IMAGE] if image.step in latents]
-    if not decoded:
-        return _false_colours([record.value.float() for record in latents.values()])
-    image = min(decoded, key=lambda record: -1 if record.t is None else record.t)
-    z, pixels = latents[image.step].value.float(), image.value.float().clamp(-1, 1)
-    x = _rows(z).double()  # (N, C)
-    y = _rows(adaptive_avg_pool2d(pixels, (z.shape[-2], z.shape[-1]))).double()  # (N, 3)
+    pairs = [pair for trace, known in zip(traces, latents, strict=True) if (pair := _cleanest(trace, known))]
+    if not pairs:
+        return _false_colours([record.value.float() for known in latents for record in list(known.values())[-4:]])
+    x = torch.cat([_rows(z) for z, _ in pairs]).double()  # (N, C)
+    y = torch.cat([_rows(adaptive_avg_pool2d(p, (z.shape[-2], z.shape[-1]))) for z, p in pairs]).double()  # (N, 3)
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # (N, C + 1)
     pull = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     pull[-1, -1] = 0
@@ -142,8 +143,17 @@ def colours(trace: Trace) -> Colours:
     return Colours(solution[:-1], solution[-1])
 
 
+def _cleanest(trace: Trace, latents: dict[int | None, Record]) -> tuple[Tensor, Tensor] | None:
+    """The latents (B, C, h, w) with the least noise of which a picture (B, 3, H, W) was recorded, and that picture."""
+    images = [image for image in trace[Stage.IMAGE] if image.step in latents]
+    if not images:
+        return None
+    image = min(images, key=lambda record: -1 if record.t is None else record.t)
+    return latents[image.step].value.float(), image.value.float().clamp(-1, 1)
+
+
 def _false_colours(latents: list[Tensor]) -> Colours:
-    x = torch.cat([_rows(z) for z in latents[-4:]])  # (N, C), of the last and cleanest
+    x = torch.cat([_rows(z) for z in latents])  # (N, C)
     mean, spread = x.mean(dim=0), x.std(dim=0).max().clamp(min=1e-6)
     basis = torch.linalg.svd(x - mean, full_matrices=False).Vh[:3].T  # (C, 3)
     basis = torch.nn.functional.pad(basis, (0, 3 - basis.shape[1])) / (2 * spread)
