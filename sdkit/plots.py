@@ -397,9 +397,8 @@ def _latent_of(source: Any, step: int | None) -> tuple[Tensor, str]:
         return source[Stage.LATENT][-1].value, "the clean latent"
     value = source if isinstance(source, Tensor) else getattr(source, "tensor", None)
     if not isinstance(value, Tensor) or value.ndim != 4:
-        raise TypeError(
-            f"expected a Trace, what encode returns, or latents (B, C, h, w), but got {type(source).__name__}"
-        )
+        kind = type(source).__name__
+        raise TypeError(f"expected a Trace, what encode returns, or latents (B, C, h, w), but got a {kind}")
     return value, "the latent"
 
 

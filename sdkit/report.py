@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -33,11 +31,12 @@ from sdkit.reading import (
     spread_out,
     standard,
 )
+from sdkit.settings import report_path
+from sdkit.tiles import LOSSLESS, TILE, sheet, small, uri
 from sdkit.trace import Record, Trace
 
 STEPS = 60  # at most, evenly spaced: of a longer run more would be seen by nobody and take the page over 3 MB
 POINTS = 32  # along the longer side of the latents, at most; of larger ones every second or fourth point is kept
-TILE = 64  # pixels of a small picture, at most
 PICTURE = 768  # pixels of the finished picture, at most
 HEAT = 16  # points along the longer side of a heat map
 WORDS = 24  # at most
@@ -57,11 +56,7 @@ def write(
         ValueError: the trace holds nothing to draw, there is no such picture, or the name does not end in .html.
         FileNotFoundError: the folder does not exist.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"a report is a page, so {str(path)!r} must end in .html")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    path = report_path(path)
     path.write_text(page(trace, maps=maps, other=other, picture=picture), encoding="utf-8")
     return path
 
@@ -189,7 +184,8 @@ def _values(
     if two and steps and all(step in followed for step in steps):
         stages["guided"] = [followed[step].value[picture].float() for step in steps]
     thin = max((-(-max(value.shape[-2:]) // points) for values in stages.values() for value in values[:1]), default=1)
-    packed = {name: _pack(torch.stack(values)[..., ::thin, ::thin]) for name, values in stages.items()}
+    bits = 16 if thin == 1 else 8
+    packed = {name: _pack(torch.stack(values)[..., ::thin, ::thin], bits) for name, values in stages.items()}
     for entry in packed.values():
         entry["thin"] = thin
     scales = [known[step].scale if step in known else 1.0 for step in steps] + [1.0] * len(end)
@@ -200,16 +196,15 @@ def _values(
         for name in ("x", "x0"):
             if name in stages:
                 shown = [v / scales[i] if name == "x" else v for i, v in enumerate(stages[name])]
-                sharp[name] = _sheet(_small(paint(torch.stack(shown)), TILE))
+                sharp[name] = sheet([small(paint(torch.stack(shown)))])
     return packed, sharp
 
 
-def _pack(values: Tensor) -> dict[str, Any]:
+def _pack(values: Tensor, bits: int = 8) -> dict[str, Any]:
     """Numbers (N, ...) as whole ones, little-endian in base64, and what each of the N is multiplied by.
 
-    16 bits up to 16 points a side, exact to four digits; above that 8 bits, so that the page stays small.
+    16 bits keep four digits; 8 bits keep two, and the page small where there is much to keep.
     """
-    bits = 16 if values.shape[-1] * values.shape[-2] <= 256 else 8
     top = 2 ** (bits - 1) - 1
     reach = values.flatten(1).abs().amax(dim=1).clamp(min=1e-12)  # (N,)
     whole = (values / reach.view(-1, *[1] * (values.ndim - 1)) * top).round()
@@ -249,7 +244,7 @@ def _decoded(trace: Trace, steps: list[int], picture: int) -> str | None:
     if not steps or not all(step in images for step in steps):
         return None
     pixels = torch.stack([images[step].value[picture].float() / 2 + 0.5 for step in steps])
-    return _sheet(_small(pixels, 2 * TILE))
+    return sheet([small(pixels, 2 * TILE)])
 
 
 def _heat(maps: Heat, steps: list[int], picture: int) -> dict[str, Any] | None:
@@ -309,37 +304,13 @@ def _apart(trace: Trace, other: Trace, told: Sequence[dict[str, Any]], picture: 
 # Pictures and the parts of the page that hold without a script
 
 
-def _small(pixels: Tensor, side: int) -> Tensor:
-    """Pictures (N, 3, h, w) shrunk until no side is longer than this."""
-    h, w = pixels.shape[-2:]
-    share = min(1.0, side / max(h, w))
-    return pixels if share == 1 else adaptive_avg_pool2d(pixels, (max(1, round(h * share)), max(1, round(w * share))))
-
-
-def _sheet(tiles: Tensor) -> str:
-    """Small pictures (N, 3, h, w) in [0, 1] side by side as one, as a data URI."""
-    return _uri(torch.cat(list(tiles), dim=-1), 70)
-
-
-def _uri(pixels: Tensor, quality: int | None = None) -> str:
-    """A picture (3, H, W) in [0, 1] as WebP in a data URI; lossless without a quality."""
-    whole = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().contiguous().numpy()
-    buffer = io.BytesIO()
-    picture = Image.fromarray(whole)
-    if quality is None:
-        picture.save(buffer, "WEBP", lossless=True, quality=60, method=4)
-    else:
-        picture.save(buffer, "WEBP", quality=quality, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _finished(trace: Trace, stage: Stage, picture: int) -> str | None:
     """The picture that a run made, or started from, as a data URI."""
     records = [record for record in trace[stage] if record.step is None]
     if not records:
         return None
     pixels = records[-1].value[picture].float() / 2 + 0.5
-    return _uri(_small(pixels[None], PICTURE)[0], 90 if max(pixels.shape[-2:]) > 256 else None)
+    return uri(small(pixels[None], PICTURE)[0], 90 if max(pixels.shape[-2:]) > LOSSLESS else None)
 
 
 def _hero(run: dict[str, Any], letter: str) -> str:
@@ -374,7 +345,7 @@ def _film(trace: Trace, paint: Colours, picture: int, letter: str) -> str:
         if step in clean:
             pictures.append((clean[step].value[picture].float(), f"What step {step} believes in"))
         shown = "".join(
-            f'<img class="latent" src="{_uri(_small(paint(z[None]), TILE)[0])}" alt="{alt}">' for z, alt in pictures
+            f'<img class="latent" src="{uri(small(paint(z[None]))[0])}" alt="{alt}">' for z, alt in pictures
         )
         cells.append(f'<li data-step="{step}">{shown}<span>{step}</span></li>')
     return (
