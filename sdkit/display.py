@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdkit.events import Stage
 from sdkit.pictures import contact_sheet
-from sdkit.reading import Heat, by_step, colours, levels, prompt_of, spread_out, standard
+from sdkit.reading import Heat, by_step, colours, heats, levels, prompt_of, spread_out, standard
 from sdkit.tiles import LOSSLESS, heat_colours, sheet, small, uri
 from sdkit.trace import Trace
 
@@ -67,13 +67,11 @@ def show_trace(trace: Trace) -> str:
 
 def show_maps(maps: Heat) -> str:
     """`AttentionMaps`: words to click and a scrubber over the steps."""
-    words, steps = list(dict.fromkeys(maps.words)), spread_out(list(maps.steps), STEPS)
-    if not words or not steps:
+    steps = spread_out(list(maps.steps), STEPS)
+    found = heats(maps, steps)
+    if not found:
         return _page("<p>no attention was recorded yet</p>")
-    rows = []
-    for word in words:
-        heat = torch.stack([maps.heat(word, step=step).float().cpu() for step in steps])  # (N, H, W)
-        rows.append(heat_colours(small(heat[:, None], HEAT)[:, 0]))
+    words, rows = list(found), [heat_colours(small(heat[:, None], HEAT)[:, 0]) for heat in found.values()]
     facts = [("words", len(words)), ("steps", len(maps.steps))]
     return _page(_heading("where each word acts", facts) + _scrubber([("", rows)], [f"step {s}" for s in steps], words))
 

@@ -24,6 +24,7 @@ from sdkit.reading import (
     colours,
     guided,
     halves,
+    heats,
     levels,
     prompt_of,
     spread_out,
@@ -161,7 +162,7 @@ def word_maps(
         words: which ones; by default all.
         step: of that step; by default over the whole run.
     """
-    words = list(dict.fromkeys(words or maps.words))
+    words = list(words or (heats(maps, list(maps.steps)[-1:], picture=picture)))
     behind = _behind(trace, picture)
     columns = min(len(words), 5)
     rows = math.ceil(len(words) / columns)
@@ -188,18 +189,20 @@ def words_over_time(
 ) -> Figure:
     """How the heat of words moves during the run: a row for each word, a column for each step, over the x0 that the
     step believed in."""
-    words, steps = list(dict.fromkeys(words or maps.words)), spread_out(maps.steps, columns)
+    steps = spread_out(maps.steps, columns)
+    found = heats(maps, steps, words=words or (), picture=picture)
+    if missing := [word for word in words or () if word not in found]:
+        raise ValueError(f"the maps hold no word {missing[0]!r}; there are {', '.join(found) or 'none'}")
     known, paint = levels(trace), colours(trace)
     clean = by_step(trace, Stage.DENOISED)
-    with drawn(
-        1.45 * len(steps) + 1.9, 1.45 * len(words) + 1.1, "What the words look at, step by step", dark=dark
-    ) as figure:
-        axes = figure.subplots(len(words), len(steps), squeeze=False)
-        for row, word in enumerate(words):
+    size = (1.45 * len(steps) + 1.9, 1.45 * len(found) + 1.1)
+    with drawn(*size, "What the words look at, step by step", dark=dark) as figure:
+        axes = figure.subplots(len(found), len(steps), squeeze=False)
+        for row, (word, planes) in enumerate(found.items()):
             for column, step in enumerate(steps):
                 axis, record = axes[row, column], clean.get(step)
                 under = _behind(trace, picture) if record is None else paint(record.value[picture][None])[0]
-                _lay_over(axis, under, maps.heat(word, step=step, picture=picture))
+                _lay_over(axis, under, planes[column])
                 if row == 0:
                     axis.set_title(_step_title(step, known), fontsize=11)
             axes[row, 0].set_ylabel(word, rotation=0, ha="right", va="center", labelpad=8)

@@ -186,6 +186,27 @@ def guided(trace: Trace) -> bool:
     return bool(predicted and seen) and len(predicted[0].value) == 2 * len(seen[0].value)
 
 
+def heats(maps: Heat, steps: Sequence[int], *, words: Sequence[str] = (), picture: int = 0) -> dict[str, Tensor]:
+    """The heat of each word at each of these steps, (N, H, W) in [0, 1]: at the nearest step that has some.
+
+    Words that the maps do not hold (those of another picture, or not chosen) are left out. Maps that only kept the sum
+    of all steps give that for every step.
+    """
+    kept = list(maps.steps) if getattr(maps, "each_step", True) else []
+    found = {}
+    for word in dict.fromkeys(words or maps.words):
+        try:
+            if kept:
+                nearest = [min(kept, key=lambda one: abs(one - step)) for step in steps]
+                planes = {step: maps.heat(word, step=step, picture=picture) for step in dict.fromkeys(nearest)}
+                found[word] = torch.stack([planes[step].float().cpu() for step in nearest])
+            elif maps.steps:
+                found[word] = maps.heat(word, picture=picture).float().cpu().expand(len(steps), -1, -1)
+        except ValueError:
+            continue
+    return found
+
+
 def by_step(trace: Trace, stage: Stage) -> dict[int, Record]:
     """The records of a stage by their step."""
     return {record.step: record for record in trace[stage] if record.step is not None}

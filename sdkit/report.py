@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from sdkit.events import Stage
 from sdkit.reading import (
@@ -26,6 +25,7 @@ from sdkit.reading import (
     check_picture,
     colours,
     guided,
+    heats,
     levels,
     prompt_of,
     spread_out,
@@ -112,7 +112,7 @@ def _run(trace: Trace, maps: Heat | None, paint: Colours, picture: int, points: 
         "input": _finished(trace, Stage.PIXELS, picture),
         "encoded": _encoded(trace, picture, points),
         "decoded": _decoded(trace, steps, picture),
-        "heat": None if maps is None else _heat(maps, steps, picture),
+        "heat": None if maps is None else _heat(maps, steps, prompt_of(trace, picture), picture),
         "path": _path(trace, steps, known, clean, picture),
     }
 
@@ -247,21 +247,15 @@ def _decoded(trace: Trace, steps: list[int], picture: int) -> str | None:
     return sheet([small(pixels, 2 * TILE)])
 
 
-def _heat(maps: Heat, steps: list[int], picture: int) -> dict[str, Any] | None:
-    """Heat of each word at each step as bytes; where a step has none, that of the nearest."""
-    words, seen = list(dict.fromkeys(maps.words))[:WORDS], list(maps.steps)
-    if not words or not seen or not steps:
+def _heat(maps: Heat, steps: list[int], prompt: str, picture: int) -> dict[str, Any] | None:
+    """Heat of each word at each step as bytes."""
+    words = prompt.split() if picture else ()  # maps tell the words of the first picture alone
+    found = dict(list(heats(maps, steps, words=words, picture=picture).items())[:WORDS])
+    if not found or not steps:
         return None
-    found = []
-    for step in steps:
-        nearest = min(seen, key=lambda one: abs(one - step))
-        planes = [maps.heat(word, step=nearest, picture=picture).float() for word in words]  # (H, W) each
-        high, wide = planes[0].shape
-        to = (max(1, round(HEAT * high / max(high, wide))), max(1, round(HEAT * wide / max(high, wide))))
-        found.append(adaptive_avg_pool2d(torch.stack(planes)[None], to)[0])
-    whole = (torch.stack(found).clamp(0, 1) * 255).round().to(torch.uint8).cpu()  # (N, words, h, w)
+    whole = (small(torch.stack(list(found.values()), dim=1), HEAT) * 255).round().to(torch.uint8)  # (N, words, h, w)
     data = base64.b64encode(whole.numpy().tobytes()).decode()
-    return {"words": words, "shape": list(whole.shape), "data": data}
+    return {"words": list(found), "shape": list(whole.shape), "data": data}
 
 
 def _path(

@@ -100,6 +100,8 @@ class Heat:
     def heat(self, word, *, step=None, picture=0):  # noqa: ARG002 - as the interface has it
         if step is None:
             return torch.stack([self.planes[word, one] for one in self.steps]).mean(dim=0)
+        if (word, step) not in self.planes:
+            raise ValueError(f"there is no word {word!r}")
         return self.planes[word, step]
 
 

@@ -1,12 +1,14 @@
 """What drawing reads from a trace: noise levels, colours, halves."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 import sdkit
 from sdkit import Event, Stage, Trace
-from sdkit.reading import colours, guided, levels, prompt_of, spread_out
+from sdkit.reading import colours, guided, heats, levels, prompt_of, spread_out
 from sdkit.schedulers import noise_schedule
 
 
@@ -91,3 +93,14 @@ def test_spread_out_keeps_the_ends():
     assert spread_out(range(50), 5) == [0, 12, 24, 37, 49]
     assert spread_out([1, 2], 5) == [1, 2]
     assert spread_out(range(50), 1) == [49]
+
+
+def test_heat_is_that_of_the_nearest_step_and_words_without_any_are_left_out(heat):
+    found = heats(heat, [0, 4, 40], words=["zebra", "blue"])
+    assert list(found) == ["blue"]
+    assert torch.equal(found["blue"], torch.stack([heat.planes["blue", step] for step in (0, 4, 5)]))
+
+
+def test_maps_that_kept_only_the_sum_of_all_steps_give_it_for_every_step(heat):
+    summed = SimpleNamespace(words=["red"], steps=[0, 1], each_step=False, heat=heat.heat)
+    assert torch.equal(heats(summed, [0, 9])["red"], heat.heat("red").expand(2, -1, -1))
