@@ -33,6 +33,9 @@ from sdkit.reading import (
 from sdkit.style import FIELD, HEAT, Figure, drawn
 from sdkit.trace import Trace
 
+# What the U-Net predicts, by the scheduler's prediction type; otherwise the noise.
+_SAID = {"v_prediction": "v", "sample": "{x_0}"}
+
 
 def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool = False) -> Figure:
     """The run as a film: x_t on its way from noise, and under it the x0 that each step believed in.
@@ -130,17 +133,18 @@ def guidance(trace: Trace, step: int | None = None, *, picture: int = 0, dark: b
     scale = trace.settings.get("guidance_scale", math.nan)
     result = followed.value[picture].float() if followed else uncond + scale * (cond - uncond)
     level, paint = levels(trace).get(step), colours(trace)
+    said = _SAID.get(trace.settings.get("scheduler", {}).get("prediction_type", ""), r"\epsilon")
     planes = [
-        ("without words\n$\\epsilon_{uncond}$", uncond),
-        ("with words\n$\\epsilon_{cond}$", cond),
-        ("guided\n" + rf"$\epsilon_u + {scale:g}\,(\epsilon_c - \epsilon_u)$", result),
+        (f"without words\n${said}_u$", uncond),
+        (f"with words\n${said}_c$", cond),
+        (f"guided\n${said}_u + {scale:g}\\,({said}_c - {said}_u)$", result),
     ]
     with drawn(13.5, 4.4, f"Guidance at step {step}" + (f", t = {level.t}" if level else ""), dark=dark) as figure:
         axes = figure.subplots(1, 4)
         for axis, (title, plane) in zip(axes[[0, 1, 3]], planes, strict=True):
             _show(axis, paint(plane[None])[0], title)
         shown = axes[2].imshow((cond - uncond).norm(dim=0), cmap=FIELD)
-        axes[2].set_title("what the words change\n" + r"$\|\epsilon_{cond} - \epsilon_{uncond}\|$")
+        axes[2].set_title("what the words change\n" + rf"$\|{said}_c - {said}_u\|$")
         _bare(axes[2])
         figure.colorbar(shown, ax=axes[2], label="length over the channels", shrink=0.8)
     return figure
@@ -164,8 +168,8 @@ def word_maps(
     """
     words = list(words or (heats(maps, list(maps.steps)[-1:], picture=picture)))
     behind = _behind(trace, picture)
-    columns = min(len(words), 5)
-    rows = math.ceil(len(words) / columns)
+    rows = math.ceil(len(words) / 5)
+    columns = math.ceil(len(words) / rows)
     when = "over the whole run" if step is None else f"at step {step}"
     with drawn(2.7 * columns + 1, 2.9 * rows + 0.8, f"Where each word acts, {when}", dark=dark) as figure:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -288,6 +292,7 @@ def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, d
             apart = [_relative(a[step].value[picture], b[step].value[picture]) for step in at]
             axis.plot(at, apart, style, label=name, ms=5)
         axis.set(xlabel="step", ylabel="distance / length of A", ylim=(0, None))
+        axis.locator_params(axis="x", integer=True)
         axis.set_title(f"A “{prompt_of(trace, picture)}”   B “{prompt_of(other, picture)}”", loc="left")
         axis.legend()
     return figure

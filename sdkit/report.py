@@ -315,7 +315,8 @@ def _hero(run: dict[str, Any], letter: str) -> str:
     shown = run["picture"] or run["input"]
     alt = "The finished picture" if run["picture"] else "The picture that it starts from"
     frame = f'<img src="{shown}" alt="{alt}: {name}">' if shown else ""
-    heading = f'<h2 class="prompt">{_tag(letter)} {name}</h2>' if letter else f'<h1 class="prompt">{name}</h1>'
+    kind = "prompt long" if len(name) > 70 else "prompt"
+    heading = f'<h2 class="{kind}">{_tag(letter)} {name}</h2>' if letter else f'<h1 class="{kind}">{name}</h1>'
     return (
         f'<div class="hero-run"><div class="hero-frame" data-hero="{"AB".find(letter or "A")}">{frame}</div>'
         f'<div class="hero-words">{heading}<dl class="facts">{facts}</dl></div></div>'
