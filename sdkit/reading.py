@@ -119,8 +119,9 @@ class Colours:
 
 
 def colours(*traces: Trace) -> Colours:
-    """The map that fits the traces best: least squares of the picture that each ends with (of a forward walk, its
-    least noisy one), averaged down to the size of the latents, on the latents that it was decoded from.
+    """The map that fits the traces best: least squares of the picture that each ends with, averaged down to the size
+    of the latents, on the latents that it was decoded from. Of a forward walk it is the least noisy picture, of an
+    inversion the one that it starts from.
 
     256 points of a picture are plenty for the five numbers that each colour takes. Without a picture (the run was
     interrupted, or IMAGE was not kept) the colours are the first three principal components of the latents instead.
@@ -146,6 +147,9 @@ def colours(*traces: Trace) -> Colours:
 def _cleanest(trace: Trace, latents: dict[int | None, Record]) -> tuple[Tensor, Tensor] | None:
     """The latents (B, C, h, w) with the least noise of which a picture (B, 3, H, W) was recorded, and that picture."""
     images = [image for image in trace[Stage.IMAGE] if image.step in latents]
+    if not images and trace.settings.get("process") == "inversion" and trace[Stage.PIXELS]:
+        first = next(iter(latents.values()))  # next to no noise is in it yet
+        return first.value.float(), trace[Stage.PIXELS][0].value.float().clamp(-1, 1)
     if not images:
         return None
     image = min(images, key=lambda record: -1 if record.t is None else record.t)

@@ -104,3 +104,15 @@ def test_heat_is_that_of_the_nearest_step_and_words_without_any_are_left_out(hea
 def test_maps_that_kept_only_the_sum_of_all_steps_give_it_for_every_step(heat):
     summed = SimpleNamespace(words=["red"], steps=[0, 1], each_step=False, heat=heat.heat)
     assert torch.equal(heats(summed, [0, 9])["red"], heat.heat("red").expand(2, -1, -1))
+
+
+def test_an_inversion_has_the_colours_of_the_picture_that_it_starts_from(walk):
+    backwards = Trace()
+    for record in walk:
+        if record.stage is not Stage.IMAGE:
+            backwards(Event(record.stage, record.value, record.step, record.t))
+    assert not colours(backwards).true
+    backwards.settings = {"process": "inversion"}
+    paint, picture = colours(backwards), walk[Stage.PIXELS][0].value.clamp(-1, 1)
+    seen = paint(walk[Stage.LATENT][0].value)
+    assert (seen - adaptive_avg_pool2d(picture, 16) / 2 - 0.5).square().mean().sqrt() < 0.05
