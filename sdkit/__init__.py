@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
+    from sdkit.film import animate
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
     from sdkit.loading import load
     from sdkit.model import Model
@@ -28,6 +29,7 @@ _ROOMS = {
     "SCHEDULERS": "schedulers",
     "Stage": "events",
     "Trace": "trace",
+    "animate": "film",
     "contact_sheet": "pictures",
     "image_to_image": "generate",
     "load": "loading",
@@ -49,6 +51,7 @@ __all__ = [
     "Result",
     "Stage",
     "Trace",
+    "animate",
     "contact_sheet",
     "image_to_image",
     "load",

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdkit import __version__
 from sdkit.schedulers import SCHEDULERS
-from sdkit.settings import DTYPES, Settings, check_source, output_paths, pick
+from sdkit.settings import DTYPES, Settings, check_source, output_paths, pick, report_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
+    add("--report", default=None, metavar="FILE", help="also write a page (.html) that shows every step of the run")
     add("--json", action="store_true", default=False, help="print what was made as JSON")
     again = commands.add_parser(
         "rerun",
@@ -146,6 +147,8 @@ def _generate(given: argparse.Namespace) -> None:
     sheet = None if given.contact_sheet is None else output_paths(given.contact_sheet, 1)[0]
     if sheet in paths:
         raise ValueError(f"the contact sheet would overwrite the picture {str(sheet)!r}; give it another name")
+    if given.report is not None:
+        report_path(given.report)
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
     pictures = {name: getattr(given, name) for name in ("mask_image", "control_image") if hasattr(given, name)}
@@ -163,7 +166,7 @@ def _generate(given: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from sdkit import Stage, contact_sheet, image_to_image, load, on, text_to_image
+    from sdkit import Hook, Stage, Trace, contact_sheet, image_to_image, load, on, text_to_image
 
     model = load(given.model, device=given.device, dtype=given.dtype)
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
@@ -174,7 +177,10 @@ def _generate(given: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")  # of the libraries
         warnings.filterwarnings("always", category=UserWarning, module="sdkit")
         warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
-        hooks = [on(Stage.DENOISED)(lambda _: bar.update())]
+        trace = Trace()
+        hooks: list[Hook] = [on(Stage.DENOISED)(lambda _: bar.update())]
+        if given.report is not None:
+            hooks.append(trace)
         if image is None:
             result = text_to_image(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
         else:
@@ -182,6 +188,8 @@ def _generate(given: argparse.Namespace) -> None:
     result.save(given.output)
     if sheet is not None:
         contact_sheet(result.images).save(sheet)
+    if given.report is not None:
+        trace.report(given.report)
     _report(given, result, paths)
 
 
@@ -200,6 +208,8 @@ def _report(given: argparse.Namespace, result: Any, paths: list[Path]) -> None:
         print(f"{picture['path']}  {picture['prompt']!r}, seed {picture['seed']}")
     if given.contact_sheet is not None:
         print(f"{given.contact_sheet}  all on one page")
+    if given.report is not None:
+        print(f"{given.report}  every step, to be opened in a browser")
 
 
 if __name__ == "__main__":

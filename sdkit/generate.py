@@ -114,6 +114,11 @@ class Result:
             save_png(picture, place, {**self.settings, "index": self.first + index})
         return paths
 
+    def _repr_html_(self) -> str:
+        from sdkit.display import show_result  # a room above this one, asked for when somebody looks
+
+        return show_result(self)
+
 
 @_spelled_out
 def text_to_image(

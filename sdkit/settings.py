@@ -240,6 +240,21 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
 
 
+def report_path(path: str | Path) -> Path:
+    """Where a report goes.
+
+    Raises:
+        ValueError: the file name does not end in .html.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"a report is a page, so {str(path)!r} must end in .html")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    return path
+
+
 def check_source(model: str | Path, *, allow_pickle: bool = False) -> Path | None:
     """The file or the folder that a model's name stands for, or None for an id on the hub.
 

@@ -223,6 +223,32 @@ class Trace:
         return f"<Trace {run}: {len(self.steps)} steps, {len(sizes)} values, {sum(sizes) / 1e6:.1f} MB>"
 
     # -----------------------------------------------------------------------------------------------------------------
+    # Showing. A trace knows that it can be shown and not how: the rooms that draw it lie above this one and are asked
+    # for by name when somebody looks. tests/test_structure.py lists these looks upwards, and allows them in functions.
+
+    def report(self, path: str | Path, *, maps: Any = None, other: Trace | None = None, picture: int = 0) -> Path:
+        """Write one HTML page that takes a reader through the run, whole in itself: it opens from disk, offline.
+
+        Args:
+            path: the page, ending in .html.
+            maps: the `AttentionMaps` of the run, for words to click.
+            other: another run to compare with, its scrubber linked to this one's.
+            picture: which of the pictures that were made at once.
+
+        Raises:
+            ValueError: the trace holds no latents, there is no such picture, or the name does not end in .html.
+            FileNotFoundError: the folder does not exist.
+        """
+        from sdkit.report import write
+
+        return write(self, path, maps=maps, other=other, picture=picture)
+
+    def _repr_html_(self) -> str:
+        from sdkit.display import show_trace
+
+        return show_trace(self)
+
+    # -----------------------------------------------------------------------------------------------------------------
     # One file
 
     def save(self, path: str | Path) -> Path:
