@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdkit import __version__, schedulers
-from sdkit.events import Event, Hook, run
+from sdkit.events import Event, Hook, checked, hooked, run
 from sdkit.loading import load
 from sdkit.model import Model
 from sdkit.pictures import read_settings, save_png, to_pil, to_pixels
@@ -123,7 +123,7 @@ def text_to_image(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return run(_begin(settings, model, generator, scheduler, embeds, latents=latents), hooks)
+    return run(_begin(settings, model, generator, scheduler, embeds, latents=latents, hooks=hooks))
 
 
 def image_to_image(
@@ -186,7 +186,7 @@ def image_to_image(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return run(_begin(settings, model, generator, scheduler, embeds, image=image), hooks)
+    return run(_begin(settings, model, generator, scheduler, embeds, image=image, hooks=hooks))
 
 
 def stages(
@@ -214,11 +214,13 @@ def stages(
     long_prompt: str = "cut",
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
+    hooks: Iterable[Hook] = (),
 ) -> Generator[Event, None, Result]:
     """A run as a loop of your own: every `Event` in turn, and `break` when you have seen enough.
 
     Takes the arguments of `text_to_image`, or with `image` those of `image_to_image`; all are checked before the first
-    event. Assigning `event.value` edits.
+    event. Assigning `event.value` edits. Hooks see each event before the loop does; the stages inside the U-Net, which
+    cannot be stopped at, are for them alone.
     What the generator returns in the end is the `Result`.
 
     Example:
@@ -245,7 +247,7 @@ def stages(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return _begin(settings, model, generator, scheduler, embeds, latents=latents, image=image)
+    return _begin(settings, model, generator, scheduler, embeds, latents=latents, image=image, hooks=hooks)
 
 
 def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iterable[Hook] = ()) -> Result:
@@ -272,7 +274,7 @@ def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iter
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     owner = load(record["model"] if model is None else model)
     settings, scheduler = _recorded(record)
-    made = run(_begin(settings, owner, None, scheduler, image=image), hooks)
+    made = run(_begin(settings, owner, None, scheduler, image=image, hooks=hooks))
     if differs := differences(record, made.settings):
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     index = record["index"]
@@ -306,7 +308,7 @@ def branch(
     settings, scheduler = _recorded(record)
     settings = replace(settings, **changes)
     latents = history.latents[0] if record.get("latents") else None
-    return run(_begin(settings, model, None, scheduler, latents=latents, pixels=pixels, history=history), hooks)
+    return run(_begin(settings, model, None, scheduler, latents=latents, pixels=pixels, history=history, hooks=hooks))
 
 
 def _begin(
@@ -320,6 +322,7 @@ def _begin(
     image: Any = None,
     pixels: Tensor | None = None,
     history: History | None = None,
+    hooks: Iterable[Hook] = (),
 ) -> Generator[Event, None, Result]:
     """Check everything, fill in the model's defaults, draw what was left to chance; then the run, not yet begun."""
     model = load(source)
@@ -379,8 +382,9 @@ def _begin(
         visits=visits,
         record=record,
         history=history,
+        hooks=checked(hooks),
     )
-    return _to_result(request, seeds)
+    return hooked(_to_result(request, seeds), request.hooks)
 
 
 def _to_result(request: Run, seeds: list[int] | None) -> Generator[Event, None, Result]:

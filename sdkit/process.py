@@ -13,7 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sdkit import schedulers
-from sdkit.events import Event, Stage, tap
+from sdkit.attention import Inside
+from sdkit.events import Event, Hook, Stage, tap
 from sdkit.model import Model
 from sdkit.noise import guide, prediction_from, x0_from
 from sdkit.schedulers import Visit
@@ -48,6 +49,8 @@ class Run:
     record: dict[str, Any]  # plain JSON values: all that makes this run but hooks
     history: History | None = None  # of a branch
     stepped: dict[int, Tensor] = field(default_factory=dict)  # what was stepped along where an x0 was edited, by step
+    hooks: tuple[Hook, ...] = ()  # called in line, at the stages inside the U-Net that they name
+    token_ids: Tensor | None = None  # (2B, L) as heard; of one half where embeddings stand for the other
     stop: bool = False  # set by a hook: end with the x0 of this step
 
     @property
@@ -66,6 +69,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     text = yield from _listen(run)  # (2B, L, D)
     x = yield from _start(run)  # (B, C, h, w)
     kind = scheduler.config.prediction_type
+    inside = Inside(model.unet, run.hooks, run)
     for step, visit in enumerate(run.visits):
         t = visit.t
         if run.history is not None and step < len(run.history.latents):
@@ -74,7 +78,8 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         held, x = x, (yield from tap(Stage.LATENT, x, step=step, t=t))
         if x is not held:
             schedulers.accept_edit(scheduler, step, visit)
-        noise = model.predict(scheduler.scale_model_input(x, visit.tensor), visit.tensor, text)  # (2B, C, h, w)
+        with inside.at(step, t):
+            noise = model.predict(scheduler.scale_model_input(x, visit.tensor), visit.tensor, text)  # (2B, C, h, w)
         noise = yield from tap(Stage.NOISE, noise, step=step, t=t)
         if run.guided:
             uncond, cond = noise.chunk(2)
@@ -120,7 +125,7 @@ def _listen(run: Run) -> Generator[Event, None, Tensor]:
     if words:
         length = max((embeds.shape[1] for *_, embeds in halves if embeds is not None), default=0)
         ids = model.tokenize(list(chain(*words)), split=settings.long_prompt == "split", length=length)
-        ids = yield from tap(Stage.TOKENS, _repeat(ids, each))  # (2B, L)
+        ids = run.token_ids = yield from tap(Stage.TOKENS, _repeat(ids, each))  # (2B, L)
         heard = _distinct(ids, len(words), each)
     texts = []
     for _, clip_skip, embeds in halves:

@@ -9,9 +9,11 @@ from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
 import sdkit
 from sdkit import SCHEDULERS, Stage
+from sdkit.events import INNER
 from sdkit.tiny.drawing import draw
 
 STEPS = 4
+OUTER = [stage for stage in Stage if stage not in INNER]
 
 
 def events_of(model, prompt="a red star", **options):
@@ -196,7 +198,7 @@ def test_an_edited_picture_is_the_picture(sd1):
     assert torch.equal(result.latents, picture(sd1).latents)
 
 
-@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("stage", OUTER)
 def test_an_edit_at_any_stage_changes_what_follows_and_nothing_before(sd1, stage):
     def edit(event):
         if event.stage is stage and event.step in (None, 1):
@@ -204,7 +206,7 @@ def test_an_edit_at_any_stage_changes_what_follows_and_nothing_before(sd1, stage
 
     photo = draw("a red fish", 2)
     plain = {(e.stage, e.step): e.value.clone() for e in events_of(sd1, image=photo)}
-    assert {stage for stage, _ in plain} == set(Stage)
+    assert {stage for stage, _ in plain} == set(OUTER)
     edited = {}
     sdkit.image_to_image(
         photo,

@@ -14,6 +14,7 @@ LAYERS = {
     "events": 0,
     "noise": 0,
     "settings": 0,
+    "attention": 1,
     "schedulers": 1,
     "pictures": 1,
     "model": 1,
