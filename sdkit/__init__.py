@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
     from sdkit.loading import load
+    from sdkit.maps import AttentionMaps
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
     from sdkit.schedulers import SCHEDULERS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AttentionMaps": "maps",
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
@@ -42,6 +44,7 @@ _ROOMS = {
 
 __all__ = [
     "SCHEDULERS",
+    "AttentionMaps",
     "Edit",
     "Event",
     "Hook",

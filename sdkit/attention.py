@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,59 +20,65 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdkit.events import INNER, Event, Stage, run, show
 
 LARGEST = 32 * 32  # places of a self-attention that is shown: one of 64x64 takes 1 GB at two pictures and eight heads
-FUSED_FROM = 32 * 32  # places from which overhearing the fused kernel costs less than a softmax of one's own
+LARGE = 32 * 32  # places from which a layer is read at once; smaller ones wait, to be read together in fewer operations
 FUSED = {  # kernels that give their log-sum-exp (2B, heads, h*w) as the second of what they return
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
 }
+MASKS = ("attention_mask", "encoder_attention_mask")
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one cross-attention layer has just worked with. Softmax of q k^T * scale are its probabilities."""
+    """What one cross-attention layer works with. Its probabilities are the softmax of q k^T * scale + mask."""
 
     layer: str
-    step: int | None
-    origin: Any  # the `Run`
     query: Tensor  # (2B, heads, h*w, d)
     key: Tensor  # (2B, heads, L, d)
     scale: float
-    mask: Tensor | None = None  # broadcastable to (2B, heads, h*w, L), added before the softmax
-    logsumexp: Tensor | None = None  # (2B, heads, h*w) of each row, if the kernel gave it
-    probabilities: Tensor | None = None  # (2B, heads, h*w, L), if a hook has seen them: as it left them
+    mask: Tensor | None = None  # broadcastable to (2B, heads, h*w, L)
+    logsumexp: Tensor | None = None  # (2B, heads, h*w) of each row before the softmax, if the kernel gave it
+    probabilities: Tensor | None = None  # (2B, heads, h*w, L) as the hooks left them, if any has seen them
 
-    def rows(self, which: slice = slice(None)) -> Tensor:
-        """Probabilities (b, heads, h*w, L) of some rows of the batch."""
-        if self.probabilities is not None:
-            return self.probabilities[which]
-        # scaling the keys, which are few, spares a pass over the scores
-        scores = self.query[which] @ (self.key[which] * self.scale).transpose(-1, -2)  # (b, heads, h*w, L)
-        if self.mask is not None:
-            scores = scores + self.mask[which]
-        return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
-    def columns(self, which: slice, tokens: Sequence[int]) -> Tensor:
-        """Probabilities (b, heads, h*w, len(tokens)) of some tokens: exp(q.k * scale - lse) where lse is known."""
-        if self.logsumexp is None or self.probabilities is not None or self.mask is not None:
-            return self.rows(which)[..., tokens]
-        query, key = self.query[which], (self.key[which] * self.scale)[:, :, None, tokens]  # (b, heads, 1, tokens, d)
-        # a product and a sum for each token read the queries where they lie; a matrix product would copy them first
-        scores = torch.stack([(query * key[..., i, :]).sum(-1, dtype=torch.float32) for i in range(len(tokens))], -1)
-        return (scores - self.logsumexp[which][..., None]).exp_()
+def rows(looks: Sequence[Look], which: slice = slice(None)) -> Tensor:
+    """Probabilities (looks * b, heads, h*w, L) of some rows of the batch, of layers that are alike."""
+    known = [look.probabilities[which] for look in looks if look.probabilities is not None]
+    if known:
+        return torch.cat(known)
+    query = torch.cat([look.query[which] for look in looks]) if len(looks) > 1 else looks[0].query[which]
+    key = torch.cat([look.key[which] for look in looks]) if len(looks) > 1 else looks[0].key[which]
+    q, k = query.flatten(0, 1), key.flatten(0, 1)  # (looks * b * heads, h*w, d), (looks * b * heads, L, d)
+    scores: Tensor = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=looks[0].scale)
+    scores = scores.reshape(*query.shape[:2], *scores.shape[1:])  # (looks * b, heads, h*w, L)
+    if looks[0].mask is not None:
+        scores = scores + torch.cat([look.mask[which] for look in looks if look.mask is not None])
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def columns(looks: Sequence[Look], which: slice, tokens: Sequence[int]) -> Tensor:
+    """The same of some tokens (looks * b, heads, h*w, tokens): exp(q.k * scale - lse) where that is known."""
+    (look, *more) = looks
+    if more or look.logsumexp is None or look.probabilities is not None or look.mask is not None:
+        return rows(looks, which)[..., tokens]
+    query, key = look.query[which], (look.key[which] * look.scale)[:, :, None, tokens]  # (b, heads, 1, tokens, d)
+    # a product and a sum for each token read the queries where they lie; a matrix product would copy them first
+    scores = torch.stack([(query * key[..., i, :]).sum(-1, dtype=torch.float32) for i in range(len(tokens))], -1)
+    return (scores - look.logsumexp[which][..., None]).exp_()
 
 
 @runtime_checkable
 class Reader(Protocol):
     """A hook that asks for less than whole events, and is called after all others: `AttentionMaps` is one."""
 
-    def choose(self, layers: list[str], step: int | None) -> Collection[str]:
-        """Which of the cross-attention layers it wants to read at this step."""
+    def choose(self, layers: list[str], step: int | None, origin: Any) -> Collection[str]:
+        """A step begins: which of the cross-attention layers it wants to read."""
 
     def few(self) -> bool:
         """Whether a few columns will do."""
 
-    def read(self, look: Look) -> None:
-        """One of those layers, as it was computed."""
+    def read(self, looks: Sequence[Look]) -> None:
+        """One or more of those layers, as they were computed."""
 
 
 class Inside:
@@ -90,14 +96,17 @@ class Inside:
             stage: [hook for hook in hooks if stage in getattr(hook, "stages", ()) and not isinstance(hook, Reader)]
             for stage in INNER
         }
-        self.layers: dict[str, Any] = {}
+        self.layers: list[_Layer] = []
         if self.readers or self.hooks[Stage.ATTENTION] or self.hooks[Stage.SELF_ATTENTION]:
-            self.layers = {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
+            named = unet.named_modules()
+            self.layers = [_Layer(self, name, module) for name, module in named if isinstance(module, Attention)]
+        self.handles = ExitStack()  # of all that was put on modules
         self.overhearing = ExitStack()  # of a fused kernel, closed as soon as it has run
         self.step: int | None = None
         self.t: int | None = None
         self._gradients = True
         self._met: set[str] = set()  # the stages that were shown and the layers that were read
+        self._waiting: dict[int, list[Look]] = {}  # small layers, by the number of their reader
 
     @contextmanager
     def at(self, step: int | None = None, t: int | None = None) -> Iterator[None]:
@@ -110,37 +119,45 @@ class Inside:
             yield
             return
         self.step, self.t, self._gradients = step, t, torch.is_grad_enabled()
-        self._met = set()
+        self._met, self._waiting = set(), {}
         expected = {stage.value for stage, hooks in self.hooks.items() if hooks}
-        with ExitStack() as handles:
-            handles.enter_context(self.overhearing)
-            expected |= self._listen(handles)
+        with self.handles, self.overhearing:
+            expected |= self._listen()
             yield
+        for i, looks in self._waiting.items():
+            self.readers[i].read(looks)
         if missed := expected - self._met:
             if missed == {Stage.SELF_ATTENTION.value}:
-                raise ValueError(
-                    f"no layer of self-attention here has at most {LARGEST} places, the most that is shown"
-                )
+                raise ValueError(f"no self-attention here has at most {LARGEST} places, the most that is shown")
             raise ValueError(
                 f"{', '.join(sorted(missed))} was asked for, but nothing in this U-Net has shown it; "
-                f"its attention layers are {', '.join(self.layers) or 'none'}"
+                f"its attention layers are {', '.join(layer.name for layer in self.layers) or 'none'}"
             )
 
-    def _listen(self, handles: ExitStack) -> set[str]:
+    def _listen(self) -> set[str]:
         """Put hooks on the modules that have something to show; the layers that readers can expect."""
-        cross = [name for name, attention in self.layers.items() if attention.is_cross_attention]
-        chosen = [set(reader.choose(cross, self.step)) for reader in self.readers]
-        for name, attention in self.layers.items():
-            stage = Stage.ATTENTION if attention.is_cross_attention else Stage.SELF_ATTENTION
-            readers = [reader for reader, names in zip(self.readers, chosen, strict=True) if name in names]
-            if readers or self.hooks[stage]:
-                _Layer(self, name, attention, stage, readers).listen(handles)
+        cross = [layer.name for layer in self.layers if layer.stage is Stage.ATTENTION]
+        chosen = [set(reader.choose(cross, self.step, self.origin)) for reader in self.readers]
+        active = []
+        for layer in self.layers:
+            layer.readers = [i for i, names in enumerate(chosen) if layer.name in names]
+            if layer.readers or self.hooks[layer.stage]:
+                layer.listen()
+                active.append(layer)
+
+        def called(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
+            if any(given.get(name) is not None for name in MASKS):
+                for layer in active:
+                    layer.listen_to_masks()
+
+        if active:
+            self.handles.callback(self.unet.register_forward_pre_hook(called, with_kwargs=True).remove)
         if self.hooks[Stage.BLOCK]:
             blocks = {f"down_blocks.{i}": block for i, block in enumerate(self.unet.down_blocks)}
             blocks |= {"mid_block": self.unet.mid_block} if self.unet.mid_block is not None else {}
             blocks |= {f"up_blocks.{i}": block for i, block in enumerate(self.unet.up_blocks)}
             for name, block in blocks.items():
-                handles.callback(block.register_forward_hook(partial(self._block, name)).remove)
+                self.handles.callback(block.register_forward_hook(partial(self._block, name)).remove)
         return set().union(*chosen)
 
     def _block(self, name: str, _module: Any, _arguments: Any, output: Any) -> Any:
@@ -163,76 +180,99 @@ class Inside:
             edited_by.extend(name for name in {edit.hook: None for edit in event.edits} if name not in edited_by)
         return value
 
-    def tell(self, reader: Reader, look: Look) -> None:
+    def tell(self, readers: Sequence[int], look: Look) -> None:
+        """Let readers read a layer: at once if it is large, so that nothing of it has to be kept."""
         self._met.add(look.layer)
-        with torch.set_grad_enabled(self._gradients):
-            reader.read(look)
+        for i in readers:
+            if look.query.shape[2] >= LARGE:
+                self.readers[i].read([look])
+            else:
+                self._waiting.setdefault(i, []).append(look)
 
 
-@dataclass(eq=False)
 class _Layer:
-    """One attention layer during one call: it gathers what the projections give until they are mixed."""
+    """One attention layer, which gathers what its projections give until it can be shown."""
 
-    inside: Inside
-    name: str
-    attention: Any
-    stage: Stage
-    readers: list[Reader]
-    found: dict[str, Tensor] = field(default_factory=dict)  # "q", "k", "v": (2B, n, heads * d)
-    mask: Tensor | None = None
-    kernel: _Kernel | None = None
+    def __init__(self, inside: Inside, name: str, module: Any) -> None:
+        self.inside, self.name, self.module = inside, name, module
+        self.stage = Stage.ATTENTION if module.is_cross_attention else Stage.SELF_ATTENTION
+        self.readers: list[int] = []  # numbers of those that read it at this step
+        self.found: dict[str, Tensor] = {}  # "q", "k", "v": (2B, n, heads * d)
+        self.mask: Tensor | None = None
+        self.kernel: _Kernel | None = None
 
-    def listen(self, handles: ExitStack) -> None:
-        layer = self.attention
-        projections = [("q", layer.to_q), ("k", layer.to_k), ("v", layer.to_v)]
-        if getattr(layer, "fused_projections", False):
-            crossed = [("q", layer.to_q), ("kv", layer.to_kv)] if layer.is_cross_attention else None
-            projections = crossed or [("qkv", layer.to_qkv)]
-        for letters, module in projections:
-            handles.callback(module.register_forward_hook(partial(self._projected, letters)).remove)
-        handles.callback(layer.register_forward_pre_hook(self._begun, with_kwargs=True).remove)
-        handles.callback(layer.to_out[0].register_forward_pre_hook(self._mixed).remove)
+    def listen(self) -> None:
+        """Put hooks on what is needed at this step: less where nobody can change anything."""
+        module = self.module
+        self.found, self.mask, self.kernel = {}, None, None
+        self.whole = bool(self.inside.hooks[self.stage])
+        self.few = all(self.inside.readers[i].few() for i in self.readers)
+        projections = {"q": "to_q", "k": "to_k", "v": "to_v"}
+        if getattr(module, "fused_projections", False):
+            projections = {"q": "to_q", "kv": "to_kv"} if module.is_cross_attention else {"qkv": "to_qkv"}
+        for letters, name in projections.items():
+            if letters != "v" or self.whole:
+                hook = getattr(module, name).register_forward_hook(partial(self._projected, letters))
+                self.inside.handles.callback(hook.remove)
+        if self.whole:
+            self._catch()
 
-    def _begun(self, _module: Any, _arguments: Any, given: dict[str, Any]) -> None:
-        self.found, self.mask, self.kernel = {}, given.get("attention_mask"), None
+    def listen_to_masks(self) -> None:
+        def begun(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
+            self.mask = given.get("attention_mask")
+
+        self.inside.handles.callback(self.module.register_forward_pre_hook(begun, with_kwargs=True).remove)
+
+    def _catch(self) -> None:
+        self.inside.handles.callback(self.module.to_out[0].register_forward_pre_hook(self._mixed).remove)
 
     def _projected(self, letters: str, _module: Any, _arguments: Any, output: Tensor) -> None:
-        self.found.update(zip(letters, output.chunk(len(letters), dim=-1), strict=True))
-        whole = self.inside.hooks[self.stage] or not all(reader.few() for reader in self.readers)
-        if "v" in letters and not whole and self.found["q"].shape[1] >= FUSED_FROM:  # now the kernel comes
+        parts = output.chunk(len(letters), dim=-1) if len(letters) > 1 else (output,)
+        self.found.update(zip(letters, parts, strict=True))
+        if "k" not in letters or self.whole or "q" not in self.found:
+            return
+        if self.few and self.found["q"].shape[1] >= LARGE:  # now the kernel comes
             self.kernel = self.inside.overhearing.enter_context(_Kernel())  # type: ignore[no-untyped-call]
+            self._catch()
+        else:
+            self.inside.tell(self.readers, self._look())
+
+    def _look(self) -> Look:
+        module = self.module
+        query, key = (self._heads(self.found[letter]) for letter in "qk")
+        if module.norm_q is not None:
+            query = module.norm_q(query)
+        if module.norm_k is not None:
+            key = module.norm_k(key)
+        mask = self.mask
+        if mask is not None:
+            mask = module.prepare_attention_mask(mask, key.shape[2], len(query))
+            mask = mask.reshape(len(query), module.heads, -1, key.shape[2])
+        lse = None if self.kernel is None else self.kernel.logsumexp
+        return Look(self.name, query, key, module.scale, mask, lse)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.module.heads, -1).transpose(1, 2)  # (2B, heads, n, d)
 
     def _mixed(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Just before what was mixed, (2B, h*w, heads * d), is projected out: the moment to see, and to change."""
+        """Just before what was mixed, (2B, h*w, heads * d), is projected out: the moment to see all, and to change."""
         self.inside.overhearing.close()
-        layer, found = self.attention, self.found
-        if found.keys() != {"q", "k", "v"} or (self.stage is Stage.SELF_ATTENTION and found["q"].shape[1] > LARGEST):
+        if not self.whole:
+            self.inside.tell(self.readers, self._look())
             return None
-        query, key, value = (
-            x.reshape(*x.shape[:2], layer.heads, -1).transpose(1, 2)  # (2B, heads, n, d)
-            for x in (found["q"], found["k"], found["v"])
-        )
-        if layer.norm_q is not None:
-            query = layer.norm_q(query)
-        if layer.norm_k is not None:
-            key = layer.norm_k(key)
-        look = Look(self.name, self.inside.step, self.inside.origin, query, key, layer.scale)
-        if self.mask is not None:
-            mask = layer.prepare_attention_mask(self.mask, key.shape[2], len(query))
-            look = replace(look, mask=mask.reshape(len(query), layer.heads, -1, mask.shape[-1]))
-        if self.kernel is not None and self.kernel.logsumexp is not None:
-            look = replace(look, logsumexp=self.kernel.logsumexp)
-        changed = None
-        if self.inside.hooks[self.stage]:
-            before = look.rows().to(query.dtype)  # (2B, heads, h*w, L)
-            after = self.inside.show(self.stage, before, self.name)
-            look = replace(look, probabilities=after)
-            if after is not before:  # the difference: what is not changed stays what it was to the last bit
-                change = ((after - before) @ value).transpose(1, 2).flatten(2)  # (2B, h*w, heads * d)
-                changed = (arguments[0] + change, *arguments[1:])
-        for reader in self.readers:
-            self.inside.tell(reader, look)
-        return changed
+        if self.found.keys() != {"q", "k", "v"}:
+            return None
+        if self.stage is Stage.SELF_ATTENTION and self.found["q"].shape[1] > LARGEST:
+            return None
+        look = self._look()
+        before = rows([look]).to(look.query.dtype)  # (2B, heads, h*w, L)
+        after = self.inside.show(self.stage, before, self.name)
+        self.inside.tell(self.readers, replace(look, probabilities=after))
+        if after is before:
+            return None
+        # The difference alone is added: what did not change, and what an IP-Adapter mixed in, stays to the last bit.
+        change = ((after - before) @ self._heads(self.found["v"])).transpose(1, 2).flatten(2)  # (2B, h*w, heads * d)
+        return arguments[0] + change, *arguments[1:]
 
 
 class _Kernel(TorchDispatchMode):  # type: ignore[no-untyped-call]

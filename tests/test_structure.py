@@ -18,8 +18,10 @@ LAYERS = {
     "schedulers": 1,
     "pictures": 1,
     "model": 1,
+    "words": 1,
     "loading": 2,
     "process": 2,
+    "maps": 2,
     "generate": 3,
     "hooks": 3,
     "trace": 4,  # above generate, because a branch generates
