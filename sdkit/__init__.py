@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sdkit.maps import AttentionMaps
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
+    from sdkit.reading import Reading, read_prompt
     from sdkit.schedulers import SCHEDULERS
     from sdkit.trace import Trace
 
@@ -26,6 +27,7 @@ _ROOMS = {
     "Event": "events",
     "Hook": "events",
     "Model": "model",
+    "Reading": "reading",
     "Result": "generate",
     "SCHEDULERS": "schedulers",
     "Stage": "events",
@@ -34,6 +36,7 @@ _ROOMS = {
     "image_to_image": "generate",
     "load": "loading",
     "on": "events",
+    "read_prompt": "reading",
     "read_settings": "pictures",
     "rerun": "generate",
     "run": "events",
@@ -49,6 +52,7 @@ __all__ = [
     "Event",
     "Hook",
     "Model",
+    "Reading",
     "Result",
     "Stage",
     "Trace",
@@ -56,6 +60,7 @@ __all__ = [
     "image_to_image",
     "load",
     "on",
+    "read_prompt",
     "read_settings",
     "rerun",
     "run",

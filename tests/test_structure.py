@@ -23,6 +23,7 @@ LAYERS = {
     "process": 2,
     "maps": 2,
     "generate": 3,
+    "reading": 3,
     "hooks": 3,
     "trace": 4,  # above generate, because a branch generates
     "cli": 5,
