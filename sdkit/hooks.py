@@ -170,7 +170,7 @@ def mix_words(word: str, other: str, share: float = 0.5) -> Hook:
 
 
 def hear_only(*parts: str) -> Hook:
-    """Let the U-Net hear only some of "begin", "words", "end" and "padding" of the prompt, and for the rest the empty one.
+    """Let the U-Net hear only some of "begin", "words", "end" and "padding" of the prompt; the rest is the empty one's.
 
     CLIP's padding has read the whole prompt: in the embedded model it is what carries the background.
     """
@@ -243,8 +243,8 @@ def keep_layout(trace: Any, until: float = 0.8) -> Hook:
 
 
 def keep_self_attention(trace: Any, until: float = 0.5) -> Hook:
-    """Let each place look at the places that it looked at in another run, in the first `until` of the steps, which keeps
-    shapes (Tumanyan et al. 2022, arXiv:2211.12572).
+    """Let each place look at the places that it looked at in another run, in the first `until` of the steps: shapes
+    stay (Tumanyan et al. 2022, arXiv:2211.12572).
 
     Args:
         trace: of a run with as many pictures, the same size and as many steps, recorded with
