@@ -322,8 +322,9 @@ def _alignment(trace: Any, run: Any) -> tuple[Tensor, Tensor]:
 
     What one span of tokens gave is spread evenly over the span that stands in its stead.
     """
-    pictures = run.shape[0]
-    ours, theirs = run.token_ids[-pictures:].tolist(), [[token.id for token in row] for row in trace.tokens[-pictures:]]
+    pictures, guided = run.shape[0], trace.settings["guidance_scale"] > 1
+    rows = trace.tokens[len(trace.tokens) // 2 if guided else 0 :]  # the negative prompts come first
+    ours, theirs = run.token_ids[-pictures:].tolist(), [[token.id for token in row] for row in rows]
     if len(theirs) != len(ours):
         raise ValueError(f"the trace has tokens of {len(theirs)} prompts for {len(ours)} pictures; record as many")
     moves = torch.zeros(pictures, len(theirs[0]), len(ours[0]))
