@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,10 @@ def words_of(row: Sequence[Token], tokenizer: Any) -> list[Word]:
 def heard(run: Any) -> tuple[list[list[Word]], list[list[Word]]]:
     """The words of a run's negative prompts and of its prompts, for each picture; no words where embeddings stand."""
     pictures, given = run.shape[0], (run.negative_prompt_embeds is None and run.guided, run.prompt_embeds is None)
-    tokenizer = run.model.tokenizer
-    rows = [] if run.token_ids is None else read_tokens(run.token_ids, tokenizer)
-    words = iter([words_of(row, tokenizer) for row in rows])
+    words: Iterator[list[Word]] = iter(())
+    if run.token_ids is not None:
+        tokenizer = run.model.tokenizer
+        words = iter([words_of(row, tokenizer) for row in read_tokens(run.token_ids, tokenizer)])
     negative, positive = ([next(words) if there else [] for _ in range(pictures)] for there in given)
     return negative, positive
 
