@@ -13,18 +13,22 @@ if TYPE_CHECKING:
     from sdkit.film import animate
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
     from sdkit.loading import load
+    from sdkit.maps import AttentionMaps
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
     from sdkit.schedulers import SCHEDULERS
+    from sdkit.text import Reading, read_prompt
     from sdkit.trace import Trace
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AttentionMaps": "maps",
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
     "Model": "model",
+    "Reading": "text",
     "Result": "generate",
     "SCHEDULERS": "schedulers",
     "Stage": "events",
@@ -34,6 +38,7 @@ _ROOMS = {
     "image_to_image": "generate",
     "load": "loading",
     "on": "events",
+    "read_prompt": "text",
     "read_settings": "pictures",
     "rerun": "generate",
     "run": "events",
@@ -44,10 +49,12 @@ _ROOMS = {
 
 __all__ = [
     "SCHEDULERS",
+    "AttentionMaps",
     "Edit",
     "Event",
     "Hook",
     "Model",
+    "Reading",
     "Result",
     "Stage",
     "Trace",
@@ -56,6 +63,7 @@ __all__ = [
     "image_to_image",
     "load",
     "on",
+    "read_prompt",
     "read_settings",
     "rerun",
     "run",

@@ -6,7 +6,7 @@ some stages. There is no second way to observe or to edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -35,6 +35,13 @@ class Stage(StrEnum):
     GUIDED = "guided"  # (B, C, h, w)      after classifier-free guidance
     DENOISED = "denoised"  # (B, C, h, w)      x0 as this step believes it
     IMAGE = "image"  # (B, 3, H, W)      the decoded picture, in [-1, 1]
+    # Inside the U-Net, once for each `layer`, and only for a hook that names them with `on`, because they cost time.
+    ATTENTION = "attention"  # (2B, heads, h*w, L)    cross-attention: how much each place heeds each token, sums to 1
+    SELF_ATTENTION = "self_attention"  # (2B, heads, h*w, h*w)  how much each place heeds each other, up to 32x32 places
+    BLOCK = "block"  # (2B, c, h', w')   output of a block; that of "mid_block" is the h-space (arXiv:2210.10960)
+
+
+INNER = frozenset({Stage.ATTENTION, Stage.SELF_ATTENTION, Stage.BLOCK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,9 @@ class Event:
 
     def __str__(self) -> str:
         where = f"stage {self.stage.value!r}"
-        return where if self.step is None else f"{where}, step {self.step} (t={self.t})"
+        if self.step is not None:
+            where += f", step {self.step} (t={self.t})"
+        return where if self.layer is None else f"{where}, layer {self.layer!r}"
 
     def __repr__(self) -> str:
         return f"<Event {self}: {tuple(self.value.shape)} {self.value.dtype} on {self.value.device}>"
@@ -79,7 +88,12 @@ def tap(
         ValueError: it has another shape, dtype or device, or the value was changed in place instead (which cannot be
             noticed under `torch.inference_mode`).
     """
-    event = Event(stage, value, step, t, layer)
+    return (yield from show(Event(stage, value, step, t, layer)))
+
+
+def show(event: Event) -> Generator[Event, None, Tensor]:
+    """What `tap` does, with an event that is made already."""
+    value = event.value
     version = None if value.is_inference() else value._version
     yield event
     given = event.value
@@ -118,9 +132,17 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
 
     An exception in a hook passes through unchanged, with a note that names the hook, the stage and the step.
     """
-    if callable(hooks):
-        raise TypeError(f"hooks must be a list of functions; put {_name(hooks)!r} in brackets")
-    hooks = tuple(hooks)
+    process = hooked(events, checked(hooks))
+    while True:
+        try:
+            next(process)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def hooked(events: Generator[Event, None, T], hooks: Sequence[Hook]) -> Generator[Event, None, T]:
+    """The same process, each event of which every hook has seen, in their order."""
     with closing(events):
         while True:
             try:
@@ -137,10 +159,22 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
                 except BaseException as error:
                     error.add_note(f"raised by hook {_name(hook)!r} at {event}")
                     raise
+            yield event
+
+
+def checked(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    """Hooks as a tuple.
+
+    Raises:
+        TypeError: it is a single one.
+    """
+    if callable(hooks):
+        raise TypeError(f"hooks must be a list of functions; put {_name(hooks)!r} in brackets")
+    return tuple(hooks)
 
 
 def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
-    """Make a hook that is called at these stages alone.
+    """Make a hook that is called at these stages alone. Its `stages` tells which.
 
     Example:
         >>> @sdkit.on(Stage.DENOISED)
@@ -158,6 +192,7 @@ def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
 
         update_wrapper(narrowed, hook)
         narrowed.__qualname__ = _name(hook)
+        narrowed.stages = chosen  # type: ignore[attr-defined]
         return narrowed
 
     return narrow

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdkit import __version__, schedulers
-from sdkit.events import Event, Hook, run
+from sdkit.events import Event, Hook, checked, hooked, run
 from sdkit.loading import load
 from sdkit.model import Model
 from sdkit.pictures import read_settings, save_png, to_mask, to_pil, to_pixels, to_rgb
@@ -167,7 +167,7 @@ def text_to_image(
     Raises:
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
-    return run(_begin(_prepare(prompt, {**options})), hooks)
+    return run(_begin(_prepare(prompt, {**options}), hooks))
 
 
 @_spelled_out
@@ -203,7 +203,7 @@ def image_to_image(
         ValueError, TypeError, FileNotFoundError: an argument is not what it should be; the message says which.
     """
     given = {**options, "strength": strength, "denoising_start": denoising_start}
-    return run(_begin(_prepare(prompt, given, image=image, mask_image=mask_image)), hooks)
+    return run(_begin(_prepare(prompt, given, image=image, mask_image=mask_image), hooks))
 
 
 @_spelled_out
@@ -214,12 +214,14 @@ def stages(
     mask_image: Any = None,
     strength: float | None = None,
     denoising_start: float | None = None,
+    hooks: Iterable[Hook] = (),
     **options: Unpack[Options],
 ) -> Generator[Event, None, Result]:
     """A run as a loop of your own: every `Event` in turn, and `break` when you have seen enough.
 
     Takes the arguments of `text_to_image`, or with `image` those of `image_to_image`; all are checked before the first
-    event. Assigning `event.value` edits.
+    event. Assigning `event.value` edits. Hooks see each event before the loop does; the stages inside the U-Net, which
+    cannot be stopped at, are for them alone.
     What the generator returns in the end is the `Result`.
 
     Example:
@@ -230,7 +232,7 @@ def stages(
     if strength is None and image is not None:
         strength = STRENGTH
     given = {**options, "strength": strength, "denoising_start": denoising_start}
-    return _begin(_prepare(prompt, given, image=image, mask_image=mask_image))
+    return _begin(_prepare(prompt, given, image=image, mask_image=mask_image), hooks)
 
 
 def rerun(
@@ -269,7 +271,7 @@ def rerun(
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     owner = load(record["model"] if model is None else model)
     settings, scheduler = _recorded(record)
-    made = run(_begin(prepare(settings, owner, scheduler, pictures=_pictures(owner, settings, given))), hooks)
+    made = run(_begin(prepare(settings, owner, scheduler, pictures=_pictures(owner, settings, given)), hooks))
     if differs := differences(record, made.settings):
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     index = record["index"]
@@ -305,7 +307,7 @@ def branch(
     settings = replace(settings, **changes)
     latents = history.latents[0] if record.get("latents") else None
     request = prepare(settings, load(model), scheduler, latents=latents, pictures=pictures, history=history)
-    return run(_begin(request), hooks)
+    return run(_begin(request, hooks))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -505,7 +507,13 @@ def surroundings(model: Model) -> dict[str, Any]:
 # Running it
 
 
-def _begin(request: Run) -> Generator[Event, None, Result]:
+def _begin(request: Run, hooks: Iterable[Hook]) -> Generator[Event, None, Result]:
+    """The run, not yet begun, each event of which every hook sees first."""
+    request.hooks = checked(hooks)
+    return hooked(_result(request), request.hooks)
+
+
+def _result(request: Run) -> Generator[Event, None, Result]:
     latents, image = yield from signed(request, reverse(request))
     return Result(to_pil(image), latents, request.record["seed"], request.record)
 

@@ -196,14 +196,17 @@ class Model:
         return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
-    def encode_text(self, ids: Sequence[Tensor], clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Text embeddings (P, L, D) of token ids (P, L), one for each text encoder, and the pooled one (P, D').
+    def encode_text(self, ids: Tensor | Sequence[Tensor], clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Text embeddings (P, L, D) of token ids (P, L), and the pooled one (P, D').
+
+        The ids are those of the first text encoder, or a list of what each of them reads.
 
         Each window of the ids is read by itself; the pooled embedding, which SDXL alone uses, is that of the first.
         With `clip_skip`, what the layers before the last so many have made, normalised as the last one's is; SDXL takes
         the last but one, without that normalisation, and counts from there.
         """
         embeddings, pooled = [], None
+        ids = self._for_all(ids) if isinstance(ids, Tensor) else ids
         for (_, tokenizer, encoder), rows in zip(self.encoders, ids, strict=True):
             windows = rows.reshape(-1, min(rows.shape[1], tokenizer.model_max_length))
             heard = encoder(windows, output_hidden_states=self.is_xl or clip_skip is not None)
@@ -219,6 +222,14 @@ class Model:
             embeddings.append(embedding.reshape(len(rows), -1, embedding.shape[-1]))
         text = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=-1)
         return text.to(self.dtype), pooled
+
+    def _for_all(self, ids: Tensor) -> list[Tensor]:
+        """The first text encoder's ids as each of them takes them: only what fills up a window differs."""
+        windows = ids.reshape(-1, min(ids.shape[1], self.tokenizer.model_max_length))
+        end = (windows == self.tokenizer.eos_token_id).int()
+        filling = ((end.cumsum(1) - end) > 0).view_as(ids)  # after the first end
+        others = [tokenizer.pad_token_id for _, tokenizer, _ in self.encoders[1:]]
+        return [ids, *(torch.where(filling, pad, ids) for pad in others)]
 
     def time_ids(self, settings: Settings, *, from_picture: bool) -> tuple[Tensor, Tensor]:
         """What SDXL is told of sizes and crop, (1, 6), or its refiner of size, crop and score, (1, 5): for the

@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sdkit import schedulers
+from sdkit.attention import Inside
 from sdkit.events import Event, Hook, Stage, tap
 from sdkit.model import Condition, Control, Model
 from sdkit.noise import guide, prediction_from, x0_from
@@ -111,6 +112,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     x, painting = yield from _start(run)  # (B, C, h, w)
     condition = _condition(run, text, pooled, painting)
     kind = scheduler.config.prediction_type
+    inside = Inside(model.unet, run.hooks, run)
     for step, visit in enumerate(visits):
         t = visit.t
         if run.history is not None and step < len(run.history.latents):
@@ -120,7 +122,8 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         if x is not held:
             schedulers.accept_edit(scheduler, step, visit)
         seen = scheduler.scale_model_input(x, visit.tensor)
-        noise = model.predict(seen, visit.tensor, condition, (step, len(visits)))  # (2B, C, h, w)
+        with inside.at(step, t):
+            noise = model.predict(seen, visit.tensor, condition, (step, len(visits)))  # (2B, C, h, w)
         noise = yield from tap(Stage.NOISE, noise, step=step, t=t)
         if run.guided:
             uncond, cond = noise.chunk(2)

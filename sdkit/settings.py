@@ -312,3 +312,17 @@ def _number(name: str, value: object, low: float, high: float) -> None:
     if not low <= value <= high or math.isinf(value):
         room = f"a number from {low:g} up" if math.isinf(high) else f"between {low:g} and {high:g}"
         raise ValueError(f"{name} must be {room}, but is {value:g}")
+
+
+def size_in_bytes(size: str | int, name: str = "budget") -> int:
+    """A size such as "512MB" as a number of bytes, which may also be given as such.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]B)", size) if isinstance(size, str) else None
+    if found is None:
+        raise ValueError(f'{name} must be a size such as "512MB" or a number of bytes, but is {size!r}')
+    return int(float(found[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]])

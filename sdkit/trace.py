@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,24 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdkit.events import Edit, Event, Hook, Stage
+from sdkit.events import INNER, Edit, Event, Hook, Stage
 from sdkit.generate import branch as go_on
 from sdkit.pictures import to_pil
 from sdkit.process import History, Pictures
-from sdkit.settings import DTYPES, pick
+from sdkit.settings import DTYPES, pick, size_in_bytes
+from sdkit.words import Token, read_tokens
 
 FORMAT = 1  # of the file; a reader refuses what is newer
 KEY = "sdkit_trace"  # of the file's metadata, which holds the header as JSON
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class Token:
-    """One position of a tokenized prompt."""
-
-    id: int
-    text: str  # as the tokenizer writes it
-    word: int | None  # which word of the prompt it belongs to, from 0; None for begin, end and padding
 
 
 @dataclass(eq=False)
@@ -49,6 +38,7 @@ class Record:
     t: int | None
     edits: list[Edit]
     source: Any  # a tensor, or the open file and the tensor's name in it
+    layer: str | None = None  # inside the U-Net: the name of the module there
 
     @property
     def value(self) -> Tensor:
@@ -60,6 +50,7 @@ class Record:
 
     def __repr__(self) -> str:
         where = "" if self.step is None else f", step {self.step} (t={self.t})"
+        where += "" if self.layer is None else f", layer {self.layer!r}"
         return f"<Record of stage {self.stage.value!r}{where}: {tuple(self.value.shape)}>"
 
 
@@ -67,7 +58,7 @@ class Trace:
     """A hook that records one run.
 
     Args:
-        stages: which stages to keep; all by default.
+        stages: which stages to keep; by default all but those inside the U-Net, which are large and cost time.
         every: keep each n-th step, and all that belongs to no step.
         dtype: to keep floating-point values in, "float32", "float16" or "bfloat16"; as they come by default.
         budget: how much memory the values may take, as "512MB" or in bytes. When it is reached, `every` is doubled and
@@ -93,12 +84,11 @@ class Trace:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a whole number from 1 up, but is {every!r}")
         known = [stage.value for stage in Stage]
-        self.kept = frozenset(
-            Stage if stages is None else (Stage(pick("stage", str(stage), known)) for stage in stages)
-        )
+        outer = (stage for stage in Stage if stage not in INNER)
+        self.stages = frozenset(outer if stages is None else (Stage(pick("stage", str(one), known)) for one in stages))
         self.every = every
         self.dtype = getattr(torch, pick("dtype", dtype, DTYPES)) if isinstance(dtype, str) else dtype
-        self.budget = _bytes(budget)
+        self.budget = size_in_bytes(budget)
         self.settings: dict[str, Any] = {}  # of the run, as in `Result.settings`
         self.parent: dict[str, Any] | None = None  # of a branch: its parent's settings, and the step where it parts
         self._tokens: list[list[Token]] = []
@@ -126,13 +116,13 @@ class Trace:
         event, self._pending = self._pending, None
         if event is None:
             return
-        if event.stage is Stage.TOKENS and event.origin is not None:
-            self._tokens = _read_tokens(event.value, event.origin.model.tokenizer)
+        if event.stage is Stage.TOKENS and event.origin is not None and not self._tokens:  # of the first text encoder
+            self._tokens = read_tokens(event.value, event.origin.model.tokenizer)
         if event.origin is not None and event.stage is Stage.DENOISED and event.step in event.origin.stepped:
             self._stepped[event.step] = self._at_home(event.origin.stepped[event.step])
-        if event.stage in self.kept and (event.step is None or event.step % self.every == 0):
+        if event.stage in self.stages and (event.step is None or event.step % self.every == 0):
             value = self._at_home(event.value)
-            self._records.append(Record(event.stage, event.step, event.t, event.edits, value))
+            self._records.append(Record(event.stage, event.step, event.t, event.edits, value, event.layer))
             self._size += value.nbytes
             while self._size > self.budget and self._thin():
                 pass
@@ -171,13 +161,13 @@ class Trace:
         wanted = Stage(pick("stage", str(stage), [stage.value for stage in Stage]))
         return [record for record in self if record.stage is wanted]
 
-    def at(self, step: int) -> dict[Stage, Record]:
-        """What one step showed, by stage.
+    def at(self, step: int, layer: str | None = None) -> dict[Stage, Record]:
+        """What one step showed, by stage; with `layer`, what one layer inside the U-Net did.
 
         Raises:
             ValueError: no such step was recorded.
         """
-        found = {record.stage: record for record in self if record.step == step}
+        found = {record.stage: record for record in self if (record.step, record.layer) == (step, layer)}
         if not found:
             raise ValueError(f"step {step!r} was not recorded; there are {_ranges(self.steps)}")
         return found
@@ -209,12 +199,15 @@ class Trace:
 
     def summary(self) -> str:
         """A table of what was recorded: each stage with its number of values, their shape, type, mean and spread."""
-        rows = [f"{'stage':10} {'values':>6}  {'shape':18} {'dtype':9} {'mean':>8} {'std':>8}"]
-        for stage, count in Counter(record.stage for record in self).items():
-            values = [record.value for record in self[stage]]
+        rows = [f"{'stage':14} {'values':>6}  {'shape':18} {'dtype':9} {'mean':>8} {'std':>8}"]
+        groups: dict[tuple[Stage, torch.Size], list[Tensor]] = {}
+        for record in self:
+            value = record.value
+            groups.setdefault((record.stage, value.shape), []).append(value)
+        for (stage, size), values in groups.items():
             every = torch.cat([value.flatten().double() for value in values])
-            shape, dtype = "x".join(map(str, values[0].shape)), str(values[0].dtype).removeprefix("torch.")
-            rows.append(f"{stage.value:10} {count:6}  {shape:18} {dtype:9} {every.mean():8.3f} {every.std():8.3f}")
+            shape, dtype = "x".join(map(str, size)), str(values[0].dtype).removeprefix("torch.")
+            rows.append(f"{stage:14} {len(values):6}  {shape:18} {dtype:9} {every.mean():8.3f} {every.std():8.3f}")
         return "\n".join(rows)
 
     def __repr__(self) -> str:
@@ -255,8 +248,8 @@ class Trace:
         """Write everything to one safetensors file, whole or not at all: what was there before stays until then.
 
         The metadata holds, under "sdkit_trace", a JSON header: "format" (1), "settings", "parent", "every", "tokens",
-        "stepped", and "records", each with its stage, step, t, edits and the name of its tensor. docs/trace-format.md
-        has the details.
+        "stepped", and "records", each with its stage, step, t, layer, edits and the name of its tensor.
+        docs/trace-format.md has the details.
         """
         path = Path(path).expanduser()
         if path.suffix != ".safetensors":
@@ -278,6 +271,7 @@ class Trace:
                 "stage": record.stage.value,
                 "step": record.step,
                 "t": record.t,
+                "layer": record.layer,
                 "edits": [asdict(edit) for edit in record.edits],
                 "tensor": name_of(value, f"{i:05d}.{record.stage.value}"),
             }
@@ -333,7 +327,14 @@ class Trace:
         trace._tokens = [[Token(*token) for token in row] for row in header["tokens"]]
         trace._stepped = {int(step): (file, name) for step, name in header["stepped"].items()}
         trace._records = [
-            Record(Stage(r["stage"]), r["step"], r["t"], [Edit(**edit) for edit in r["edits"]], (file, r["tensor"]))
+            Record(
+                stage=Stage(r["stage"]),
+                step=r["step"],
+                t=r["t"],
+                edits=[Edit(**edit) for edit in r["edits"]],
+                source=(file, r["tensor"]),
+                layer=r.get("layer"),
+            )
             for r in header["records"]
         ]
         return trace
@@ -422,10 +423,10 @@ class Trace:
 
     def compare(self, other: Trace) -> Comparison:
         """Where two runs part, stage by stage and step by step."""
-        theirs = {(r.stage, r.step): r for r in other}
+        theirs = {(r.stage, r.step, r.layer): r for r in other}
         rows = []
         for record in self:
-            match = theirs.get((record.stage, record.step))
+            match = theirs.get((record.stage, record.step, record.layer))
             if match is not None and match.value.shape == record.value.shape:
                 rows.append(_difference(record, match))
         return Comparison(rows)
@@ -440,6 +441,7 @@ class Difference:
     cosine: float  # of the two values as vectors: 1 where they point the same way
     distance: float  # Euclidean norm of the difference
     psnr: float | None  # dB, of finished pictures; infinite where they are equal
+    layer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -460,10 +462,12 @@ class Comparison(Sequence[Difference]):
         return next((row for row in self.rows if row.distance), None)
 
     def __str__(self) -> str:
-        lines = [f"{'stage':10} {'step':>4} {'cosine':>9} {'distance':>10} {'PSNR':>7}"]
+        lines = [f"{'stage':14} {'step':>4} {'cosine':>9} {'distance':>10} {'PSNR':>7}"]
         for row in self.rows:
             step, psnr = "" if row.step is None else row.step, "" if row.psnr is None else f"{row.psnr:.2f}"
-            lines.append(f"{row.stage.value:10} {step:>4} {row.cosine:9.5f} {row.distance:10.4f} {psnr:>7}")
+            where = f"{row.stage.value:14} {step:>4}"
+            line = f"{where} {row.cosine:9.5f} {row.distance:10.4f} {psnr:>7} {row.layer or ''}"
+            lines.append(line.rstrip())
         return "\n".join(lines)
 
 
@@ -475,33 +479,11 @@ def _difference(one: Record, other: Record) -> Difference:
     if one.stage is Stage.IMAGE:
         error = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean()
         psnr = (10 * torch.log10(4 / error)).item()  # of a range of 2
-    return Difference(one.stage, one.step, cosine, (a - b).norm().item(), psnr)
+    return Difference(one.stage, one.step, cosine, (a - b).norm().item(), psnr, one.layer)
 
 
 def _tensor(source: Any) -> Tensor:
     return Record(Stage.GUIDED, None, None, [], source).value
-
-
-def _bytes(budget: str | int) -> int:
-    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
-        return budget
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]B)", budget) if isinstance(budget, str) else None
-    if found is None:
-        raise ValueError(f'budget must be a size such as "512MB" or a number of bytes, but is {budget!r}')
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def _read_tokens(ids: Tensor, tokenizer: Any) -> list[list[Token]]:
-    """Every row's tokens. A piece that ends in "</w>" ends a word."""
-    rows = []
-    for row in ids.tolist():
-        tokens, word = [], 0
-        for number, text in zip(row, tokenizer.convert_ids_to_tokens(row), strict=True):
-            special = number in tokenizer.all_special_ids
-            tokens.append(Token(number, text.removesuffix("</w>"), None if special else word))
-            word += not special and text.endswith("</w>")
-        rows.append(tokens)
-    return rows
 
 
 def _ranges(steps: list[int]) -> str:

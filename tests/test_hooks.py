@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 import sdkit
-from sdkit import Stage, Trace, hooks
-from sdkit.tiny import drawing
+from sdkit import AttentionMaps, Stage, Trace, hooks
+from sdkit.tiny import drawing, grammar, judge
 
 
 def draw(*given, prompt="a star", steps=8, **more):
@@ -139,3 +139,146 @@ def test_two_runs_driven_in_turn_do_not_touch_each_other(tiny):
             trace(event)
     for trace, one in zip(traces, alone, strict=True):
         assert trace.compare(one).parting is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and attention
+
+
+def paint(prompt, seed, *given, steps=12):
+    return sdkit.text_to_image(prompt, seed=seed, num_inference_steps=steps, hooks=given).image
+
+
+def colour(picture):
+    """Which of the world's paints the thing in a picture has."""
+    found = np.median(np.asarray(picture, dtype=float)[judge.silhouette(picture)], axis=0)
+    return min(drawing.PAINTS, key=lambda name: ((np.array(drawing.PAINTS[name]) - found) ** 2).sum())
+
+
+def overlap(one, other):
+    a, b = judge.silhouette(one), judge.silhouette(other)
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_another_colour_keeps_the_layout_with_the_maps_of_a_trace(tiny, tmp_path):
+    kept, free = [], []
+    for seed, kind in enumerate(("star", "house", "cat", "square")):
+        prompt, other = (f"a {shade} {kind} on a white background" for shade in ("red", "blue"))
+        trace = Trace(["tokens", "attention"])
+        red = paint(prompt, seed, trace)
+        trace = Trace.load(trace.save(tmp_path / "run.safetensors"))
+        blue = paint(other, seed, hooks.keep_layout(trace))
+        assert (colour(red), colour(blue)) == ("red", "blue")
+        kept.append(overlap(red, blue))
+        free.append(overlap(red, paint(other, seed)))
+    assert np.mean(kept) >= 0.8
+    assert np.mean(kept) > np.mean(free) + 0.2
+
+
+def test_a_layout_that_is_not_changed_is_kept_to_the_picture(tiny):
+    trace = Trace(["tokens", "attention"])
+    plain = paint("a red star", 1, trace, steps=4)
+    assert paint("a red star", 1, hooks.keep_layout(trace, until=1.0), steps=4).tobytes() == plain.tobytes()
+    self_attention = Trace(["self_attention"])
+    paint("a red star", 1, self_attention, steps=4)
+    assert paint("a red star", 1, hooks.keep_self_attention(self_attention), steps=4).tobytes() == plain.tobytes()
+
+
+def test_words_that_come_or_go_are_aligned(tiny):
+    """What a token of the one prompt becomes in the other."""
+    trace = Trace(["tokens", "attention"])
+    paint("a red star", 1, trace, steps=1)
+    run = next(sdkit.stages("a small zebra star", seed=1)).origin
+    for event in sdkit.stages("a small zebra star", seed=1):
+        run = event.origin
+        if event.stage is Stage.LATENT:
+            break
+    moves, free = hooks._alignment(trace, run)
+    (move,), (row,) = moves, free
+    assert move[0, 0] == move[1, 1] == 1
+    assert torch.allclose(move[2, 2:7], torch.full((5,), 0.2))  # red becomes small and the four pieces of zebra
+    assert move[3, 7] == 1
+    assert row.sum() == 0
+    assert torch.allclose(move[:4].sum(1), torch.ones(4))
+
+
+def test_a_trace_that_lacks_what_a_hook_needs_is_said(tiny):
+    trace = Trace(["tokens", "attention"])
+    paint("a red star", 1, trace, steps=2)
+    with pytest.raises(
+        ValueError, match=r"the trace has nothing of stage 'attention', step 2.*Trace\(\['attention'\]\)"
+    ):
+        paint("a blue star", 1, hooks.keep_layout(trace), steps=4)
+    with pytest.raises(ValueError, match="tokens of 1 prompts for 2 pictures"):
+        sdkit.text_to_image(["a cat", "a fish"], num_inference_steps=2, hooks=[hooks.keep_layout(trace)])
+
+
+def test_self_attention_of_another_run_keeps_shapes(tiny):
+    kept, free = [], []
+    for seed in (0, 4):
+        trace = Trace(["self_attention"])
+        red = paint("a red cat on a white background", seed, trace)
+        kept.append(overlap(red, paint("a blue cat on a white background", seed, hooks.keep_self_attention(trace))))
+        free.append(overlap(red, paint("a blue cat on a white background", seed)))
+    assert np.mean(kept) > np.mean(free)
+
+
+def test_a_local_blend_changes_only_where_the_word_looks(tiny):
+    trace, maps = Trace(["tokens", "attention", "denoised"]), AttentionMaps(each_step=False)
+    red = paint("a red cat on a white background", 4, trace, maps)
+    given = [hooks.keep_layout(trace), hooks.local_blend(trace, maps, "cat")]
+    blue, free = paint("a blue cat on a black background", 4, *given), paint("a blue cat on a black background", 4)
+    assert colour(blue) == "blue"
+    corner = [np.asarray(one, dtype=float)[:24, :24].mean() for one in (red, blue, free)]
+    assert abs(corner[1] - corner[0]) < 8 < abs(corner[2] - corner[0])
+
+
+def test_a_word_weighs_more_or_less(tiny):
+    """Of the noun the picture shows more and less."""
+    areas = []
+    for factor in (0.4, 1.0, 2.0):
+        hook = [hooks.reweight("star", factor)]
+        pictures = [paint("a red star on a white background", seed, *hook) for seed in (0, 2, 3)]
+        areas.append(np.mean([judge.silhouette(picture).sum() for picture in pictures]))
+    assert areas[0] < 0.9 * areas[1]
+    assert areas[1] < 0.9 * areas[2]
+    plain = paint("a red star", 0, steps=2)
+    assert paint("a red star", 0, hooks.reweight("star", 1.0), steps=2).tobytes() == plain.tobytes()
+    with pytest.raises(ValueError, match="no word 'moon' in the prompt; its words are 'a', 'star'"):
+        draw(hooks.reweight("moon", 2.0))
+
+
+def test_words_can_be_mixed(tiny):
+    eye = judge.trained_eye()
+    pictures = [paint("a red star on a white background", 3, hooks.mix_words("star", "heart", x)) for x in (0.0, 1.0)]
+    assert pictures[0].tobytes() == paint("a red star on a white background", 3).tobytes()
+    assert eye.read(pictures)[:, 0].tolist() == [1 + grammar.KINDS.index(kind) for kind in ("star", "heart")]
+    with pytest.raises(ValueError, match="'zebra' has 4 tokens, which do not fit into the 1 of 'star'"):
+        draw(hooks.mix_words("star", "zebra"))
+
+
+def test_padding_carries_the_background(tiny):
+    """Without what the padding has read, the background comes out as chance has it; with it alone, it is there."""
+    prompt, rim = "a red star on a blue background", []
+    for parts in (hooks.PARTS, ("begin", "words"), ("padding",)):
+        picture = np.asarray(paint(prompt, 3, hooks.hear_only(*parts)), dtype=float)
+        rim.append(np.abs(picture[:4].mean((0, 1)) - drawing.BACKDROPS["blue"]).max())
+    assert rim[0] < 12
+    assert rim[2] < 12
+    assert rim[1] > 25
+    assert paint(prompt, 3, hooks.hear_only(*hooks.PARTS), steps=2).tobytes() == paint(prompt, 3, steps=2).tobytes()
+    with pytest.raises(ValueError, match="unknown part of a prompt 'word'; did you mean 'words'"):
+        hooks.hear_only("word")
+
+
+def test_a_reading_is_what_the_text_encoder_makes_layer_by_layer(tiny):
+    reading = sdkit.read_prompt("a red zebra")
+    ids = tiny.tokenize(["a red zebra"])
+    states = tiny.text_encoder(ids, output_hidden_states=True).hidden_states
+    assert torch.equal(reading.hidden, torch.stack(states)[:, 0])
+    assert [word.text for word in reading.words] == ["a", "red", "zebra"]
+    assert torch.allclose(reading.of("zebra"), reading.hidden[:, 3:7].mean(1))
+    assert reading.likeness("red")[2] == pytest.approx(1)
+    assert reading.likeness("red", layer=0)[7] < 0.2 < reading.likeness("red")[7]  # the end has heard of it
+    with pytest.raises(ValueError, match="no word 'star'"):
+        reading.of("star")

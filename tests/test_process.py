@@ -9,6 +9,7 @@ from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
 import sdkit
 from sdkit import SCHEDULERS, Stage
+from sdkit.events import INNER
 from sdkit.tiny.drawing import draw
 
 STEPS = 4
@@ -196,7 +197,8 @@ def test_an_edited_picture_is_the_picture(sd1):
     assert torch.equal(result.latents, picture(sd1).latents)
 
 
-ELSEWHERE = {Stage.POOLED, Stage.MASK}  # of SDXL and of inpainting; test_families.py edits them
+# Of SDXL, of inpainting, and inside the U-Net: other tests edit them.
+ELSEWHERE = {Stage.POOLED, Stage.MASK, *INNER}
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in ELSEWHERE])

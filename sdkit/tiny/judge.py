@@ -8,7 +8,6 @@ the masks of drawings. Everything comes with its 95 % interval.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import random
 import statistics
@@ -27,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdkit import contact_sheet, image_to_image, load, text_to_image
+from sdkit import Event, Stage, contact_sheet, image_to_image, load, on, text_to_image
+from sdkit.attention import Inside
 from sdkit.model import Model
 from sdkit.tiny import grammar, train
 from sdkit.tiny.drawing import SIZE, draw_scene
@@ -207,11 +207,9 @@ def right(measure: Measure, answers: Answers) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
-def shapes(picture: Image.Image, threshold: float = 20, least: int = 12) -> list[int]:
-    """Areas in pixels of what stands apart from the background, which reaches the rim and is flat or a soft ramp.
-
-    A shape is whole with what it encloses. It differs by `threshold` of 255 in some channel and has `least` pixels.
-    """
+def silhouette(picture: Image.Image, threshold: float = 20) -> np.ndarray:
+    """Where a picture differs by `threshold` of 255 in some channel from its background, which reaches the rim and is
+    flat or a soft ramp; with all that this encloses, (H, W) bool."""
     rgb = np.asarray(picture, dtype=np.float32)
     y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
     ramp = np.stack([np.ones_like(x), x, y], -1)
@@ -221,7 +219,16 @@ def shapes(picture: Image.Image, threshold: float = 20, least: int = 12) -> list
     differs = np.abs(rgb - ramp @ fitted).max(-1) > threshold
     page = Image.fromarray(np.pad(differs, 1).astype(np.uint8)).copy()
     ImageDraw.floodfill(page, (0, 0), 2)
-    page = page.point([1, 1, 0] + [0] * 253)  # all that the flood did not reach
+    inside: np.ndarray = np.asarray(page)[1:-1, 1:-1] != 2  # all that the flood did not reach
+    return inside
+
+
+def shapes(picture: Image.Image, threshold: float = 20, least: int = 12) -> list[int]:
+    """Areas in pixels of what stands apart from the background, which reaches the rim and is flat or a soft ramp.
+
+    A shape is whole with what it encloses. It differs by `threshold` of 255 in some channel and has `least` pixels.
+    """
+    page = Image.fromarray(silhouette(picture, threshold).astype(np.uint8)).copy()
     found = []
     while (left := np.argwhere(np.asarray(page) == 1)).size:
         ImageDraw.floodfill(page, (int(left[0, 1]), int(left[0, 0])), 2)
@@ -253,8 +260,13 @@ def where_words_look(model: Model, things: int, count: int) -> tuple[list[float]
     mask (the cells that are covered at least half) at the threshold that is best.
     """
     seen: list[Tensor] = []
-    unet = copy.deepcopy(model.unet)
-    unet.set_attn_processor(train.WatchedAttention(seen))
+
+    @on(Stage.ATTENTION)
+    def watch(event: Event) -> None:
+        if event.value.shape[2] == 16 * 16:
+            seen.append(event.value[0].mean(0))  # (16 * 16, L)
+
+    inside = Inside(model.unet, [watch])
     covers, own = [], []
     for i in range(count):
         rng, seed = random.Random(SEED + i), SEED + i
@@ -265,8 +277,9 @@ def where_words_look(model: Model, things: int, count: int) -> tuple[list[float]
         t = torch.tensor([200 + 200 * (i % 4)])
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
         seen.clear()
-        unet(model.scheduler.add_noise(x0, noise, t), t, model.encode_text([ids])[0])
-        attention = torch.stack(seen).mean(0)[0]  # (16 * 16, L)
+        with inside.at(t=int(t)):
+            model.unet(model.scheduler.add_noise(x0, noise, t), t, model.encode_text(ids)[0])
+        attention = torch.stack(seen).mean(0)  # (16 * 16, L)
         masks = F.avg_pool2d(torch.from_numpy(drawn.masks)[None], SIZE // 16)[0].flatten(1)  # (things, 16 * 16)
         for thing, mask, other in zip(scene.things, masks, masks.flip(0), strict=True):
             token = (ids[0] == model.tokenizer.convert_tokens_to_ids(f"{thing.kind}</w>")).nonzero()[0, 0]

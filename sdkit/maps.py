@@ -1,0 +1,297 @@
+"""Which word painted which pixel: `AttentionMaps`, the hook that keeps the cross-attention of a run (as DAAM did, Tang
+et al. 2022, arXiv:2210.04885)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdkit.attention import Look, columns, grid, rows
+from sdkit.events import Event, Stage
+from sdkit.settings import size_in_bytes
+from sdkit.words import Word, find, heard, places_of
+
+Grid = tuple[int, int]  # (h, w) of a layer
+FEW = 8  # chosen tokens up to which reading them one by one costs less than reading all
+
+
+class AttentionMaps:
+    """A hook that keeps where each word looked: the cross-attention of one run, without changing it.
+
+    Args:
+        words: keep these alone, which costs nearly nothing; by default every token. Several words in a row may be given
+            as one, and a number is the place of a token.
+        layers: keep each layer by itself instead of the mean over those of one resolution: True for all, or names of
+            some or what these begin with, such as "mid_block".
+        heads: keep each head by itself instead of their mean, and so each layer.
+        negative: keep those of the negative prompts too.
+        each_step: keep every step; False adds them up, so that memory stays what one step takes: 1.6 MB for all 77
+            tokens of Stable Diffusion 1.5 at 512x512.
+        budget: how much memory the maps may take, as "256MB" or in bytes. When it is reached, every second of the kept
+            steps is dropped and fewer are kept from there on, which a warning says once.
+
+    Example:
+        >>> maps = sdkit.AttentionMaps()
+        >>> result = sdkit.text_to_image("a red star", seed=7, hooks=[maps])
+        >>> maps.heat("star").shape
+        torch.Size([128, 128])
+    """
+
+    stages = frozenset({Stage.ATTENTION})
+
+    def __init__(
+        self,
+        words: Iterable[str | int] | None = None,
+        *,
+        layers: bool | Iterable[str] = False,
+        heads: bool = False,
+        negative: bool = False,
+        each_step: bool = True,
+        budget: str | int = "256MB",
+    ) -> None:
+        if isinstance(words, str) or isinstance(layers, str):
+            given = words if isinstance(words, str) else layers
+            raise TypeError(f"words and layers are lists; put {given!r} in brackets")
+        self.chosen = None if words is None else list(words)
+        self.layered = heads or layers is not False
+        self.prefixes = ("",) if isinstance(layers, bool) else tuple(layers)
+        self.heads, self.negative, self.each_step = heads, negative, each_step
+        self.budget = size_in_bytes(budget)
+        self.every = 1
+        self.steps: list[int] = []  # that were kept, or added up
+        self._origin: Any = None
+        self._heard: tuple[list[list[Word]], list[list[Word]]] = ([], [])  # of the negative prompts, of the prompts
+        self._columns: list[int] = []  # the tokens that are kept, if not all
+        self._sums: dict[int | None, dict[Grid | str, Tensor]] = {}  # over layers: (rows, heads or 1, h*w, tokens)
+        self._members: dict[Grid | str, list[str]] = {}  # the layers that each of these is the sum of
+        self._grids: dict[Grid | str, Grid] = {}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Recording
+
+    def __call__(self, event: Event) -> None:
+        """Outside the U-Net it only sees to it that there is one run."""
+        if self._origin is not None and event.origin is not self._origin:
+            raise ValueError("these attention maps already hold a run; record another run with another AttentionMaps")
+        self._origin = event.origin
+
+    def choose(self, layers: list[str], step: int | None, origin: Any) -> list[str]:
+        """A step begins inside the U-Net: the layers that are kept of it."""
+        if origin is None:
+            raise ValueError("attention maps need a run to belong to; for a U-Net alone, use a hook on Stage.ATTENTION")
+        if not self._heard[1]:
+            self._origin = origin
+            self._listen()
+        self._settle()
+        found = [name for name in layers if name.startswith(self.prefixes)]
+        if not found:
+            raise ValueError(
+                f"no layer of cross-attention begins with {' or '.join(map(repr, self.prefixes))}; there are "
+                f"{_listed(layers) or 'none'}"
+            )
+        if step is None or step % self.every:
+            return []
+        self.steps.append(step)
+        return found
+
+    def _listen(self) -> None:
+        """The words of the run, and which tokens are kept of them."""
+        self._heard = heard(self._origin)
+        prompts = [words for half in self._heard[0 if self.negative else 1 :] for words in half]
+        columns = {word for word in self.chosen or () if isinstance(word, int)}
+        for word in self.chosen or ():
+            if isinstance(word, str):
+                places = [place for words in prompts for place in places_of(words, word)]
+                columns |= set(places or find([word for words in prompts for word in words], word))
+        self._columns = sorted(columns)
+
+    def few(self) -> bool:
+        return self.chosen is not None and len(self._columns) <= FEW
+
+    @torch.no_grad()
+    def read(self, looks: Sequence[Look]) -> None:
+        """Keep what layers did, those of one kind together."""
+        alike: dict[Any, list[Look]] = {}
+        for look in looks:
+            kind = look.layer if self.layered else (look.query.shape, look.key.shape, look.scale)
+            alike.setdefault(kind, []).append(look)
+        for group in alike.values():
+            self._add(group)
+
+    def _add(self, looks: list[Look]) -> None:
+        pictures, step = self._origin.shape[0], self.steps[-1] if self.each_step else None
+        which = slice(0 if self.negative else len(looks[0].query) - pictures, None)
+        seen = rows(looks, which) if self.chosen is None else columns(looks, which, self._columns)
+        seen = seen.reshape(len(looks), -1, *seen.shape[1:])  # (looks, rows, heads, h*w, n)
+        seen = (
+            seen.sum(0) if self.heads else seen.sum((0, 2)).unsqueeze(1) / seen.shape[2]
+        )  # (rows, heads or 1, h*w, n)
+        size = grid(seen.shape[2], *self._origin.shape[2:])
+        group = looks[0].layer if self.layered else size
+        self._grids[group] = size
+        members = self._members.setdefault(group, [])
+        members += [look.layer for look in looks if look.layer not in members]
+        sums = self._sums.setdefault(step, {})
+        sums[group] = sums[group] + seen if group in sums else seen
+
+    def _settle(self) -> None:
+        """A step has ended: it goes to the CPU, and every second step goes where the budget says so."""
+        if not self.each_step or not self.steps:
+            return
+        last = self._sums.get(self.steps[-1], {})
+        last.update({group: one.cpu() for group, one in last.items()})
+        while self.nbytes > self.budget and len(self.steps) > 1:
+            if self.every == 1:
+                warnings.warn(
+                    f"the attention maps reached their budget of {self.budget:,} bytes and keep fewer steps from here "
+                    "on; give a larger budget, chosen words or each_step=False",
+                    stacklevel=2,
+                )
+            self.every *= 2
+            self.steps = [step for step in self.steps if step % self.every == 0]
+            self._sums = {step: sums for step, sums in self._sums.items() if step in self.steps}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Reading
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the first picture's prompt, in order."""
+        return [word.text for word in self._heard[1][0]] if self._heard[1] else []
+
+    @property
+    def resolutions(self) -> list[Grid]:
+        """The sizes (h, w) of the layers that were kept, the finest first."""
+        return sorted(set(self._grids.values()), reverse=True)
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers that were kept."""
+        return [name for members in self._members.values() for name in members]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the maps take."""
+        return sum(one.nbytes for sums in self._sums.values() for one in sums.values())
+
+    def heat(
+        self,
+        word: str | int,
+        *,
+        step: int | None = None,
+        picture: int = 0,
+        negative: bool = False,
+        layer: str | None = None,
+        head: int | None = None,
+        resolution: Grid | None = None,
+    ) -> Tensor:
+        """Where a word looked, (H, W) in [0, 1] at the picture's size: 0 is the least of all places, 1 the most.
+
+        Args:
+            word: a word of the prompt or several in a row, or the place of a token. The tokens of a word are joined,
+                and so is what stands there more than once.
+            step: one step; the mean over all by default.
+            picture: which of the batch.
+            negative: the word is one of the negative prompt.
+            layer: a layer, or what several begin with; the mean over all by default.
+            head: one head; the mean over all by default.
+            resolution: layers of this size (h, w) alone.
+
+        Raises:
+            ValueError: there is no such word (the message has those that there are), or what was asked for was not
+                kept.
+        """
+        picked = self._pick(word, step, picture, negative, layer, head, resolution)
+        size = (self._origin.settings.height, self._origin.settings.width)
+        fitted = [F.interpolate(one[None, None], size, mode="bicubic")[0, 0] for one in picked.values()]
+        found = torch.stack(fitted).clamp(min=0).sum(0)  # (H, W)
+        low, high = found.aminmax()
+        return (found - low) / (high - low) if high > low else torch.zeros_like(found)
+
+    def share(
+        self,
+        word: str | int,
+        *,
+        step: int | None = None,
+        picture: int = 0,
+        negative: bool = False,
+        layer: str | None = None,
+        head: int | None = None,
+        resolution: Grid | None = None,
+    ) -> Tensor:
+        """How much of its attention each place gave to a word, (h, w) in [0, 1], as the U-Net computed it.
+
+        The arguments are those of `heat`; where layers of several sizes were kept, one has to be picked.
+        """
+        picked = self._pick(word, step, picture, negative, layer, head, resolution)
+        if len({self._grids[group] for group in picked}) > 1:
+            raise ValueError(f"layers of several sizes were kept; give resolution, one of {_listed(self.resolutions)}")
+        return torch.stack(list(picked.values())).sum(0) / sum(len(self._members[group]) for group in picked)
+
+    def _pick(
+        self,
+        word: str | int,
+        step: int | None,
+        picture: int,
+        negative: bool,
+        layer: str | None,
+        head: int | None,
+        resolution: Grid | None,
+    ) -> dict[Grid | str, Tensor]:
+        """What was asked for as sums over layers (h, w), the mean over steps and heads."""
+        if not self._sums:
+            raise ValueError("these attention maps hold no run; give them to one as hooks=[maps]")
+        guided, pictures = self._origin.guided, self._origin.shape[0]
+        if negative and not (self.negative and guided):
+            raise ValueError("the negative prompt was not kept; it takes guidance, and AttentionMaps(negative=True)")
+        if not 0 <= picture < pictures:
+            raise ValueError(f"picture must be 0 to {pictures - 1}, but is {picture}")
+        if step is not None and not (self.each_step and step in self.steps):
+            kept = _listed(self.steps) if self.each_step else "only the sum over all of them"
+            raise ValueError(f"step {step} was not kept by itself; kept: {kept}")
+        if (layer is not None and not self.layered) or (head is not None and not self.heads):
+            raise ValueError("layers and heads were joined; record with AttentionMaps(layers=True) or (heads=True)")
+        groups = [
+            group
+            for group, size in self._grids.items()
+            if (layer is None or str(group).startswith(layer)) and (resolution is None or size == tuple(resolution))
+        ]
+        if not groups:
+            raise ValueError(
+                f"nothing was kept of layer {layer!r} at resolution {resolution}; kept: {_listed(self.resolutions)}"
+                + (f" in {_listed(self.layers)}" if self.layered else "")
+            )
+        columns = self._columns_of(word, self._heard[0 if negative else 1][picture])
+        row = picture + (pictures if self.negative and guided and not negative else 0)
+        heads = slice(None) if head is None else slice(head, head + 1)
+        sums = list(self._sums.values()) if step is None else [self._sums[step]]
+        steps = len(self.steps) if step is None else 1
+        found = {}
+        for group in groups:
+            each = [one[group][row, heads][..., columns].cpu().sum(-1).mean(0) for one in sums]  # (h*w,)
+            found[group] = torch.stack(each).sum(0).reshape(self._grids[group]) / steps  # (h, w)
+        return found
+
+    def _columns_of(self, word: str | int, words: list[Word]) -> list[int]:
+        """Where the tokens of a word are among those that were kept."""
+        places = [word] if isinstance(word, int) else find(words, word)
+        if self.chosen is None:
+            return places
+        if not set(places) <= set(self._columns):
+            raise ValueError(f"{word!r} was not kept; AttentionMaps was told to keep {_listed(self.chosen)}")
+        return [self._columns.index(place) for place in places]
+
+    def __repr__(self) -> str:
+        if not self._sums:
+            return "<AttentionMaps of no run>"
+        sizes = ", ".join(f"{h}x{w}" for h, w in self.resolutions)
+        return f"<AttentionMaps of {self.words}: {len(self.steps)} steps at {sizes}, {self.nbytes / 1e6:.1f} MB>"
+
+
+def _listed(things: Iterable[Any]) -> str:
+    return ", ".join(map(str, things))
