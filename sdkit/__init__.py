@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
+    from sdkit.forward import diffuse
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
+    from sdkit.inversion import invert
+    from sdkit.latents import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.loading import load
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
@@ -23,17 +26,24 @@ _ROOMS = {
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
+    "Latents": "latents",
     "Model": "model",
     "Result": "generate",
+    "RoundTrip": "latents",
     "SCHEDULERS": "schedulers",
     "Stage": "events",
     "Trace": "trace",
     "contact_sheet": "pictures",
+    "decode": "latents",
+    "diffuse": "forward",
+    "encode": "latents",
     "image_to_image": "generate",
+    "invert": "inversion",
     "load": "loading",
     "on": "events",
     "read_settings": "pictures",
     "rerun": "generate",
+    "round_trip": "latents",
     "run": "events",
     "stages": "generate",
     "tap": "events",
@@ -45,16 +55,23 @@ __all__ = [
     "Edit",
     "Event",
     "Hook",
+    "Latents",
     "Model",
     "Result",
+    "RoundTrip",
     "Stage",
     "Trace",
     "contact_sheet",
+    "decode",
+    "diffuse",
+    "encode",
     "image_to_image",
+    "invert",
     "load",
     "on",
     "read_settings",
     "rerun",
+    "round_trip",
     "run",
     "stages",
     "tap",

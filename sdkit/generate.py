@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from sdkit.pictures import read_settings, save_png, to_pil, to_pixels
 from sdkit.process import Generators, History, Run, reverse
 from sdkit.settings import Settings, output_paths
 
+T = TypeVar("T")
 UNHELD = ("latents", "prompt_embeds", "negative_prompt_embeds")  # tensors that a record tells of and does not hold
 
 
@@ -123,7 +124,7 @@ def text_to_image(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return run(_begin(settings, model, generator, scheduler, embeds, latents=latents), hooks)
+    return run(_begin(prepare(settings, model, generator, scheduler, embeds, latents=latents)), hooks)
 
 
 def image_to_image(
@@ -186,7 +187,7 @@ def image_to_image(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return run(_begin(settings, model, generator, scheduler, embeds, image=image), hooks)
+    return run(_begin(prepare(settings, model, generator, scheduler, embeds, image=image)), hooks)
 
 
 def stages(
@@ -245,7 +246,7 @@ def stages(
         long_prompt=long_prompt,
     )
     embeds = (negative_prompt_embeds, prompt_embeds)
-    return _begin(settings, model, generator, scheduler, embeds, latents=latents, image=image)
+    return _begin(prepare(settings, model, generator, scheduler, embeds, latents=latents, image=image))
 
 
 def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iterable[Hook] = ()) -> Result:
@@ -272,7 +273,7 @@ def rerun(path: str | Path, *, image: Any = None, model: Any = None, hooks: Iter
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     owner = load(record["model"] if model is None else model)
     settings, scheduler = _recorded(record)
-    made = run(_begin(settings, owner, None, scheduler, image=image), hooks)
+    made = run(_begin(prepare(settings, owner, None, scheduler, image=image)), hooks)
     if differs := differences(record, made.settings):
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     index = record["index"]
@@ -306,10 +307,11 @@ def branch(
     settings, scheduler = _recorded(record)
     settings = replace(settings, **changes)
     latents = history.latents[0] if record.get("latents") else None
-    return run(_begin(settings, model, None, scheduler, latents=latents, pixels=pixels, history=history), hooks)
+    request = prepare(settings, model, None, scheduler, latents=latents, pixels=pixels, history=history)
+    return run(_begin(request), hooks)
 
 
-def _begin(
+def prepare(
     settings: Settings,
     source: Any,
     generator: Generators,
@@ -320,8 +322,8 @@ def _begin(
     image: Any = None,
     pixels: Tensor | None = None,
     history: History | None = None,
-) -> Generator[Event, None, Result]:
-    """Check everything, fill in the model's defaults, draw what was left to chance; then the run, not yet begun."""
+) -> Run:
+    """Check everything, fill in the model's defaults, draw what was left to chance."""
     model = load(source)
     if image is not None:
         if latents is not None:
@@ -356,16 +358,9 @@ def _begin(
         "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
         "scheduler": {"class": type(stepper).__name__, **schedulers.plain(stepper.config)},
         "edited_by": [],  # names of the hooks that replaced a value, as they do
-        "model": model.name,
-        "model_hash": model.fingerprint(),
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {
-            "sdkit": __version__,
-            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-        },
+        **surroundings(model),
     }
-    request = Run(
+    return Run(
         model=model,
         settings=settings,
         guidance_scale=guidance_scale,
@@ -380,35 +375,54 @@ def _begin(
         record=record,
         history=history,
     )
-    return _to_result(request, seeds)
 
 
-def _to_result(request: Run, seeds: list[int] | None) -> Generator[Event, None, Result]:
-    try:
-        latents, image = yield from _signed(request, reverse(request))
-    finally:
-        request.model.pipeline.maybe_free_model_hooks()  # where the pipeline offloads, its parts go back
-    return Result(to_pil(image), latents, seeds, request.record)
+def surroundings(model: Model) -> dict[str, Any]:
+    """What a record says of the model and the machine: all that the bits depend on beside the settings."""
+    return {
+        "model": model.name,
+        "model_hash": model.fingerprint(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {
+            "sdkit": __version__,
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
+    }
 
 
-def _signed(
-    request: Run, events: Generator[Event, None, tuple[Tensor, Tensor]]
-) -> Generator[Event, None, tuple[Tensor, Tensor]]:
+def _begin(request: Run) -> Generator[Event, None, Result]:
+    latents, image = yield from signed(request, reverse(request))
+    return Result(to_pil(image), latents, request.record["seed"], request.record)
+
+
+class Origin(Protocol):
+    """What a process is made from, as its events carry it: enough for a `Trace` to record them."""
+
+    model: Model
+    record: dict[str, Any]  # plain JSON values, with "edited_by"
+    stepped: dict[int, Tensor]  # what was stepped along where an x0 was edited, by step
+
+
+def signed(request: Origin, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
     """The same events, each with the run that it comes from."""
     edited_by = request.record["edited_by"]
     event = None
-    while True:
-        try:
-            following = next(events)
-        except StopIteration as end:
-            found: tuple[Tensor, Tensor] = end.value
-            return found
-        finally:  # only now is it known who replaced the value before
-            names: list[str] = [] if event is None else [edit.hook for edit in event.edits]
-            edited_by.extend(name for name in dict.fromkeys(names) if name not in edited_by)
-        event = following
-        event.origin = request
-        yield event
+    try:
+        while True:
+            try:
+                following = next(events)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            finally:  # only now is it known who replaced the value before
+                names: list[str] = [] if event is None else [edit.hook for edit in event.edits]
+                edited_by.extend(name for name in dict.fromkeys(names) if name not in edited_by)
+            event = following
+            event.origin = request
+            yield event
+    finally:
+        request.model.pipeline.maybe_free_model_hooks()  # where the pipeline offloads, its parts go back
 
 
 def _generators(settings: Settings, generator: Generators) -> tuple[Generators, list[int] | None]:

@@ -63,7 +63,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     `StableDiffusionPipeline`, and `StableDiffusionImg2ImgPipeline`, as long as nobody edits.
     """
     model, scheduler = run.model, run.scheduler
-    text = yield from _listen(run)  # (2B, L, D)
+    text = yield from listen(run)  # (2B, L, D)
     x = yield from _start(run)  # (B, C, h, w)
     kind = scheduler.config.prediction_type
     for step, visit in enumerate(run.visits):
@@ -106,7 +106,7 @@ def _again(run: Run, history: History, step: int, x: Tensor) -> Tensor:
     )
 
 
-def _listen(run: Run) -> Generator[Event, None, Tensor]:
+def listen(run: Run) -> Generator[Event, None, Tensor]:
     """Prompts to token ids to text embeddings, the negative ones first.
 
     Embeddings that were given are no words: TOKENS then shows the other half alone, or does not come.
