@@ -9,20 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdkit.costs import cost
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
     from sdkit.forward import diffuse
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
+    from sdkit.interpolation import Walk, interpolate
     from sdkit.inversion import invert
     from sdkit.latents import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.loading import load
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
+    from sdkit.previews import latent_to_rgb
     from sdkit.schedulers import SCHEDULERS
+    from sdkit.statistics import Description, describe
     from sdkit.trace import Trace
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Description": "statistics",
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
@@ -33,12 +38,17 @@ _ROOMS = {
     "SCHEDULERS": "schedulers",
     "Stage": "events",
     "Trace": "trace",
+    "Walk": "interpolation",
     "contact_sheet": "pictures",
+    "cost": "costs",
     "decode": "latents",
+    "describe": "statistics",
     "diffuse": "forward",
     "encode": "latents",
     "image_to_image": "generate",
+    "interpolate": "interpolation",
     "invert": "inversion",
+    "latent_to_rgb": "previews",
     "load": "loading",
     "on": "events",
     "read_settings": "pictures",
@@ -52,6 +62,7 @@ _ROOMS = {
 
 __all__ = [
     "SCHEDULERS",
+    "Description",
     "Edit",
     "Event",
     "Hook",
@@ -61,12 +72,17 @@ __all__ = [
     "RoundTrip",
     "Stage",
     "Trace",
+    "Walk",
     "contact_sheet",
+    "cost",
     "decode",
+    "describe",
     "diffuse",
     "encode",
     "image_to_image",
+    "interpolate",
     "invert",
+    "latent_to_rgb",
     "load",
     "on",
     "read_settings",

@@ -84,11 +84,12 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """
     if weight in (0, 1):
         return b if weight else a
-    u, v = a.flatten(1).double(), b.flatten(1).double()  # (B, n)
+    u, v = a.flatten(1), b.flatten(1)  # (B, n)
+    u, v = u.to(torch.promote_types(u.dtype, torch.float32)), v.to(torch.promote_types(v.dtype, torch.float32))
     lengths = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)  # (B, 1)
     u, v = u / lengths[0].clamp(min=1e-12), v / lengths[1].clamp(min=1e-12)
     angle = (u * v).sum(1, keepdim=True).clamp(-1, 1).acos()
     turned = (((1 - weight) * angle).sin() * u + (weight * angle).sin() * v) / angle.sin().clamp(min=1e-12)
     point = turned * lerp(*lengths, weight)
-    straight = lerp(a.flatten(1).double(), b.flatten(1).double(), weight)
-    return torch.where(angle.sin() < 1e-6, straight, point).view_as(a).to(a.dtype)
+    straight = lerp(a.flatten(1), b.flatten(1), weight).to(point.dtype)
+    return torch.where(angle.sin() < 1e-4, straight, point).view_as(a).to(a.dtype)

@@ -21,9 +21,16 @@ LAYERS = {
     "process": 2,
     "generate": 3,
     "hooks": 3,
+    "latents": 3,
+    "costs": 3,
+    "previews": 4,
     "trace": 4,  # above generate, because a branch generates
-    "cli": 5,
-    "tiny": 5,
+    "interpolation": 4,
+    "forward": 5,  # these three give or read traces
+    "inversion": 5,
+    "statistics": 5,
+    "cli": 6,
+    "tiny": 6,
 }
 ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

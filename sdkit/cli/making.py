@@ -1,4 +1,4 @@
-"""The command line: reads what the user wants, checks it before torch is imported, generates, saves."""
+"""The commands that make pictures: `sdkit generate` and `sdkit rerun`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,17 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdkit import __version__
+from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
 from sdkit.schedulers import SCHEDULERS
-from sdkit.settings import DTYPES, Settings, check_source, output_paths, pick
+from sdkit.settings import Settings, output_paths, pick
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    try:
-        {"generate": _generate, "rerun": _rerun}[given.command](given)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"sdkit: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sdkit: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
-    parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def add_to(commands: Commands) -> None:
+    """Add the commands to the command line."""
     generate = commands.add_parser(
         "generate",
         help="generate pictures from words, or from a picture and words",
@@ -66,11 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         "--clip-skip-negative", action=argparse.BooleanOptionalAction, help="for the negative prompt too (default: yes)"
     )
     add("--long-prompt", metavar="HOW", help="cut (default) or split, for prompts beyond the text encoder's window")
-    add("--model", default=None, help="a folder in diffusers' layout or a hub id (default: the embedded model)")
-    add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
-    add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    add_model(generate)
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
     add("--json", action="store_true", default=False, help="print what was made as JSON")
+    generate.set_defaults(do=_generate)
     again = commands.add_parser(
         "rerun",
         help="generate the picture of a PNG again",
@@ -80,13 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("-o", "--output", default="again.png", metavar="FILE", help="PNG to write (default: again.png)")
     again.add_argument("--image", metavar="FILE", help="the picture that it started from, if it started from one")
     again.add_argument("--model", help="a folder in diffusers' layout or a hub id (default: what the PNG names)")
-    return parser
+    again.set_defaults(do=_rerun)
 
 
 def _rerun(given: argparse.Namespace) -> None:
     (path,) = output_paths(given.output, 1)
-    if not Path(given.png).expanduser().is_file():
-        raise FileNotFoundError(f"there is no picture {given.png!r}")
+    check_picture(given.png)
 
     from sdkit import rerun
 
@@ -112,14 +92,11 @@ def _generate(given: argparse.Namespace) -> None:
         raise ValueError(f"the contact sheet would overwrite the picture {str(sheet)!r}; give it another name")
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
-    if image is not None and not Path(image).expanduser().is_file():
-        raise FileNotFoundError(f"there is no picture {image!r}")
+    if image is not None:
+        check_picture(image)
     if image is None and "strength" in asked:
         raise ValueError("--strength was given without --image; it says how far to noise a picture")
-    if given.dtype is not None:
-        pick("dtype", given.dtype, DTYPES)
-    if given.model is not None:
-        check_source(given.model)
+    check_model(given)
 
     from tqdm import tqdm
 
@@ -130,10 +107,8 @@ def _generate(given: argparse.Namespace) -> None:
     steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if image is not None:
         steps = int(steps * asked.get("strength", 0.8))
-    with warnings.catch_warnings(), tqdm(total=steps, unit="step", leave=False) as bar:
-        warnings.simplefilter("ignore")  # of the libraries
-        warnings.filterwarnings("always", category=UserWarning, module="sdkit")
-        warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
+    bar = tqdm(total=steps, unit="step", leave=False)
+    with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
         hooks = [on(Stage.DENOISED)(lambda _: bar.update())]
         if image is None:
             result = text_to_image(**asked, model=model, scheduler=scheduler, hooks=hooks)
@@ -160,7 +135,3 @@ def _report(given: argparse.Namespace, result: Any, paths: list[Path]) -> None:
         print(f"{picture['path']}  {picture['prompt']!r}, seed {picture['seed']}")
     if given.contact_sheet is not None:
         print(f"{given.contact_sheet}  all on one page")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
