@@ -152,7 +152,7 @@ def _timesteps(given: int | Sequence[int], known: int) -> list[int]:
         if not 1 <= given <= known:
             raise ValueError(f"timesteps must be a number from 1 to {known} or a list of timesteps, but is {given}")
         return [round(t) for t in torch.linspace(0 if given > 1 else known - 1, known - 1, given).tolist()]
-    chosen = Settings("", timesteps=list(given)[::-1]).timesteps if isinstance(given, Sequence) else None
-    if chosen is None or chosen[0] >= known:
-        raise ValueError(f"timesteps must be a number, or rising timesteps below {known}, but are {given!r}")
-    return list(chosen)[::-1]
+    chosen = list(given) if isinstance(given, Sequence) and all(type(t) is int for t in given) else []
+    if not chosen or any(after <= before for before, after in pairwise([-1, *chosen, known])):
+        raise ValueError(f"timesteps must be a number, or rising timesteps from 0 to {known - 1}, but are {given!r}")
+    return chosen

@@ -17,7 +17,7 @@ from sdkit.process import Run, listen
 from sdkit.settings import Settings
 from sdkit.trace import Trace
 
-ENOUGH = 1e-4  # a guess that moves by less, as a share of its norm, is not refined further
+ENOUGH = 1e-5  # a guess that moves by less, as a share of its norm, is not refined further
 Level = tuple[Tensor, Tensor]  # alpha and sigma
 
 
@@ -39,7 +39,8 @@ def invert(
 
         sdkit.text_to_image(prompt, latents=trace.latents, guidance_scale=1, scheduler="ddim", num_inference_steps=50)
 
-    with the same number of steps, and with another prompt it is an edit that keeps what the noise decides.
+    with the same number of steps. An edit keeps the more of the picture the later the words change on that way: record
+    it with a `Trace` of its own, and `branch` it half-way, say, with another prompt and guidance_scale=3.
 
     Args:
         image: a picture or a list of such, as for `image_to_image`. Its latents are the posterior's mean.
@@ -47,7 +48,7 @@ def invert(
         model: what `load` takes; the embedded model by default.
         refinements: the way back asks the U-Net about the noisier end of each step, which is not known here. It is
             guessed from the cleaner end, then at most so many times anew from the guess before, each for one more call
-            of the U-Net, until the guess moves by less than 1e-4 of its norm. 0 is plain DDIM inversion.
+            of the U-Net, until the guess moves by less than 1e-5 of its norm. 0 is plain DDIM inversion.
             `trace.settings["residuals"]` says how far the last guess moved in each step.
         height, width: to fit the picture to, multiples of 8.
         hooks: called with every `Event`; assigning `event.value` edits what follows.

@@ -92,4 +92,4 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     turned = (((1 - weight) * angle).sin() * u + (weight * angle).sin() * v) / angle.sin().clamp(min=1e-12)
     point = turned * lerp(*lengths, weight)
     straight = lerp(a.flatten(1), b.flatten(1), weight).to(point.dtype)
-    return torch.where(angle.sin() < 1e-4, straight, point).view_as(a).to(a.dtype)
+    return torch.where(angle.sin() < 1e-3, straight, point).view_as(a).to(a.dtype)

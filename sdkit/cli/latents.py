@@ -35,17 +35,18 @@ def add_to(commands: Commands) -> None:
         "invert",
         help="find the noise that a picture came from, and go back, with other words too",
         description="Find the noise from which the model would draw a picture, and draw it from there again: the same "
-        "picture, or with --edit another that shares what the noise decides.",
+        "picture, or with --edit one that other words change part of the way.",
         epilog='example: sdkit invert star.png "a red star" --edit "a blue star" -o blue.png',
     )
     add = invert.add_argument
     add("picture", help="the picture to invert")
     add("prompt", nargs="?", default="", help="what it shows (default: nothing said)")
-    add("--edit", metavar="TEXT", help="other words for the way back")
+    add("--edit", metavar="TEXT", help="other words for the later part of the way back")
+    add("--keep", type=int, metavar="N", help="with --edit, first steps back under the first words (default: half)")
     add("-o", "--output", default="back.png", metavar="FILE", help="PNG of the way back (default: back.png)")
     add("--trace", metavar="FILE", help="also write the inversion as a trace, .safetensors")
     add("--num-inference-steps", type=int, default=50, metavar="N", help="steps each way (default: 50)")
-    add("--guidance-scale", type=float, default=1.0, metavar="G", help="of the way back (default: 1, which is off)")
+    add("--guidance-scale", type=float, default=3.0, metavar="G", help="with --edit, of the steps after (default: 3)")
     add_model(invert)
     invert.set_defaults(do=_invert)
 
@@ -125,35 +126,44 @@ def _inspect(given: argparse.Namespace) -> None:
 def _invert(given: argparse.Namespace) -> None:
     (path,) = output_paths(given.output, 1)
     check_picture(given.picture)
-    words = given.prompt if given.edit is None else given.edit
-    Settings(words, num_inference_steps=given.num_inference_steps, guidance_scale=given.guidance_scale)
+    steps = given.num_inference_steps
+    Settings(given.prompt, num_inference_steps=steps, guidance_scale=given.guidance_scale)
+    keep = max(1, steps // 2) if given.keep is None else given.keep
+    if given.edit is not None and not 1 <= keep < steps:
+        raise ValueError(f"--keep must be at least 1 and less than the {steps} steps, but is {keep}")
     if given.trace is not None and not given.trace.endswith(".safetensors"):
         raise ValueError(f"a trace is saved as safetensors, so {given.trace!r} must end in .safetensors")
     check_model(given)
 
-    from sdkit import invert, load, round_trip, text_to_image
+    from sdkit import Trace, invert, load, round_trip, text_to_image
     from sdkit.latents import psnr
-    from sdkit.pictures import to_pixels
+    from sdkit.pictures import save_png, to_pixels
 
     with own_warnings():
         model = load(given.model, device=given.device, dtype=given.dtype)
-        found = invert(given.picture, given.prompt, model=model, num_inference_steps=given.num_inference_steps)
-        back = text_to_image(
-            words,
+        found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps)
+        back = Trace()
+        text_to_image(
+            given.prompt,
             latents=found.latents,
             model=model,
             scheduler="ddim",
-            num_inference_steps=given.num_inference_steps,
-            guidance_scale=given.guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=1,
             height=found.settings["height"],
             width=found.settings["width"],
             seed=0,
+            hooks=[back],
         )
+        if given.edit is not None:
+            drawn = back.branch(keep, prompt=given.edit, guidance_scale=given.guidance_scale)
+        else:
+            drawn = back
         trip = round_trip(given.picture, model=model)
-    back.save(path)
+    save_png(drawn.images[0], path, {**drawn.settings, "index": 0})
     near = psnr(to_pixels(trip.originals), to_pixels(back.images))[0]
-    print(f"{path}  {words!r} from the noise of {given.picture}")
-    print(f"PSNR {near:.2f} dB to the picture; the autoencoder alone {trip.psnr[0]:.2f} dB")
+    print(f"{path}  {(given.edit or given.prompt)!r} from the noise of {given.picture}")
+    print(f"the way back has a PSNR of {near:.2f} dB to the picture; the autoencoder alone {trip.psnr[0]:.2f} dB")
     if given.trace is not None:
         print(f"{found.save(given.trace)}  the inversion, step by step")
 
