@@ -9,14 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdkit.costs import cost
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
     from sdkit.film import animate
+    from sdkit.forward import diffuse
     from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
+    from sdkit.interpolation import Walk, interpolate
+    from sdkit.inversion import invert
+    from sdkit.latents import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.loading import load
     from sdkit.maps import AttentionMaps
     from sdkit.model import Model
     from sdkit.pictures import contact_sheet, read_settings
+    from sdkit.previews import latent_to_rgb
     from sdkit.schedulers import SCHEDULERS
+    from sdkit.statistics import Description, describe
     from sdkit.text import Reading, read_prompt
     from sdkit.trace import Trace
 
@@ -24,23 +31,36 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AttentionMaps": "maps",
+    "Description": "statistics",
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
+    "Latents": "latents",
     "Model": "model",
     "Reading": "text",
     "Result": "generate",
+    "RoundTrip": "latents",
     "SCHEDULERS": "schedulers",
     "Stage": "events",
     "Trace": "trace",
     "animate": "film",
+    "Walk": "interpolation",
     "contact_sheet": "pictures",
+    "cost": "costs",
+    "decode": "latents",
+    "describe": "statistics",
+    "diffuse": "forward",
+    "encode": "latents",
     "image_to_image": "generate",
+    "interpolate": "interpolation",
+    "invert": "inversion",
+    "latent_to_rgb": "previews",
     "load": "loading",
     "on": "events",
     "read_prompt": "text",
     "read_settings": "pictures",
     "rerun": "generate",
+    "round_trip": "latents",
     "run": "events",
     "stages": "generate",
     "tap": "events",
@@ -50,22 +70,35 @@ _ROOMS = {
 __all__ = [
     "SCHEDULERS",
     "AttentionMaps",
+    "Description",
     "Edit",
     "Event",
     "Hook",
+    "Latents",
     "Model",
     "Reading",
     "Result",
+    "RoundTrip",
     "Stage",
     "Trace",
+    "Walk",
     "animate",
     "contact_sheet",
+    "cost",
+    "decode",
+    "describe",
+    "diffuse",
+    "encode",
     "image_to_image",
+    "interpolate",
+    "invert",
+    "latent_to_rgb",
     "load",
     "on",
     "read_prompt",
     "read_settings",
     "rerun",
+    "round_trip",
     "run",
     "stages",
     "tap",

@@ -271,7 +271,7 @@ def rerun(
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     owner = load(record["model"] if model is None else model)
     settings, scheduler = _recorded(record)
-    made = run(_begin(prepare(settings, owner, scheduler, pictures=_pictures(owner, settings, given)), hooks))
+    made = run(_begin(prepare(settings, owner, scheduler, pictures=pictures_for(owner, settings, **given)), hooks))
     if differs := differences(record, made.settings):
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     index = record["index"]
@@ -323,9 +323,10 @@ def _prepare(prompt: Any, options: dict[str, Any], *, image: Any = None, mask_im
     model = load(options.get("model"))
     embeds = {name: options.get(name) for name in EMBEDS}
     settings = Settings(_prompts(prompt, embeds), **asked)
-    given = {"image": image, "mask_image": mask_image, "control_image": options.get("control_image")}
-    given["ip_adapter_image"] = options.get("ip_adapter_image")
-    pictures = _pictures(model, settings, given, options.get("ip_adapter_image_embeds"))
+    looks = ("control_image", "ip_adapter_image", "ip_adapter_image_embeds")
+    pictures = pictures_for(
+        model, settings, image=image, mask_image=mask_image, **{name: options.get(name) for name in looks}
+    )
     return prepare(
         settings,
         model,
@@ -428,27 +429,34 @@ def _fitted(settings: Settings, model: Model, pictures: Pictures, latents: Tenso
     )
 
 
-def _pictures(
-    model: Model, settings: Settings, given: Mapping[str, Any], ip_adapter_image_embeds: list[Tensor] | None = None
+def pictures_for(
+    model: Model,
+    settings: Settings,
+    *,
+    image: Any = None,
+    mask_image: Any = None,
+    control_image: Any = None,
+    ip_adapter_image: Any = None,
+    ip_adapter_image_embeds: list[Tensor] | None = None,
 ) -> Pictures:
-    """All pictures that a run was given, in the form in which it works with them."""
+    """All pictures that a run is given, in the form in which it works with them."""
     size: tuple[Any, Any] = (settings.height, settings.width)
     pixels = mask = None
-    if given["image"] is not None:
-        pixels = to_pixels(given["image"], *size, latent_channels=model.vae.config.latent_channels)
+    if image is not None:
+        pixels = to_pixels(image, *size, latent_channels=model.vae.config.latent_channels)
         scale = 1 if pixels.shape[1] == 3 else model.pipeline.vae_scale_factor
         size = pixels.shape[-2] * scale, pixels.shape[-1] * scale
-    if given["mask_image"] is not None:
+    if mask_image is not None:
         if pixels is None:
             raise ValueError("mask_image was given without image; it says where to paint a picture anew")
-        mask = to_mask(given["mask_image"], *size)
+        mask = to_mask(mask_image, *size)
         if len(mask) not in (1, len(pixels)):
             raise ValueError(f"{len(mask)} masks were given for {len(pixels)} pictures; give one, or one each")
     return Pictures(
         pixels,
         mask,
-        _control_pictures(model, given["control_image"], size),
-        _ip_adapter_pictures(model, given["ip_adapter_image"], ip_adapter_image_embeds),
+        _control_pictures(model, control_image, size),
+        _ip_adapter_pictures(model, ip_adapter_image, ip_adapter_image_embeds),
         ip_adapter_image_embeds,
     )
 

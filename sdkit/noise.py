@@ -7,6 +7,7 @@ holds in both.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 Scalar = Tensor | float
@@ -58,3 +59,37 @@ def guide(uncond: Tensor, cond: Tensor, guidance_scale: float, guidance_rescale:
     every = list(range(1, cond.ndim))
     rescaled = guided * (cond.std(dim=every, keepdim=True) / guided.std(dim=every, keepdim=True))
     return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+
+
+def snr(alpha: Scalar, sigma: Scalar) -> Scalar:
+    """Signal-to-noise ratio of variances, alpha^2 / sigma^2, of a clean sample and noise of unit variance."""
+    return (alpha / sigma) ** 2
+
+
+def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The point `weight` of the way on the straight line from `a` to `b`; at 0 and 1 the very ends."""
+    if weight in (0, 1):
+        return b if weight else a
+    return (1 - weight) * a + weight * b
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The point `weight` of the way along the great circle from `a` to `b`, each sample (B, ...) for itself; at 0 and 1
+    the very ends.
+
+    The direction turns evenly (Shoemake 1985, "Animating rotation with quaternion curves") and the norm goes evenly
+    from one to the other. Noise of many dimensions lies on a sphere; the straight line cuts through it, where the
+    samples are less noisy than the model expects. Where both point the same way or opposite ways there is no one great
+    circle, and the straight line is taken.
+    """
+    if weight in (0, 1):
+        return b if weight else a
+    u, v = a.flatten(1), b.flatten(1)  # (B, n)
+    u, v = u.to(torch.promote_types(u.dtype, torch.float32)), v.to(torch.promote_types(v.dtype, torch.float32))
+    lengths = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)  # (B, 1)
+    u, v = u / lengths[0].clamp(min=1e-12), v / lengths[1].clamp(min=1e-12)
+    angle = (u * v).sum(1, keepdim=True).clamp(-1, 1).acos()
+    turned = (((1 - weight) * angle).sin() * u + (weight * angle).sin() * v) / angle.sin().clamp(min=1e-12)
+    point = turned * lerp(*lengths, weight)
+    straight = lerp(a.flatten(1), b.flatten(1), weight).to(point.dtype)
+    return torch.where(angle.sin() < 1e-3, straight, point).view_as(a).to(a.dtype)

@@ -110,7 +110,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     model, scheduler, visits = run.model, run.scheduler, run.visits
     text, pooled = yield from listen(run)  # (2B, L, D), (2B, P)
     x, painting = yield from _start(run)  # (B, C, h, w)
-    condition = _condition(run, text, pooled, painting)
+    condition = conditioned(run, text, pooled, painting)
     kind = scheduler.config.prediction_type
     inside = Inside(model.unet, run.hooks, run)
     for step, visit in enumerate(visits):
@@ -144,7 +144,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     return x, image
 
 
-def _condition(run: Run, text: Tensor, pooled: Tensor | None, painting: Painting | None) -> Condition:
+def conditioned(run: Run, text: Tensor, pooled: Tensor | None, painting: Painting | None = None) -> Condition:
     """All that the U-Net is told beside x and t."""
     model, pictures = run.model, run.shape[0]
     twice = 2 if run.guided else 1

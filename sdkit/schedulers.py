@@ -307,3 +307,21 @@ def step_back(
     extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
     before: Tensor = scheduler.step(prediction, t, x, **extra, return_dict=False)[0]
     return before
+
+
+def alpha_sigma_after(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of the sample that DDIM's step from a visit leads to, which after the last step is not quite 1
+    and 0: Stable Diffusion's configuration (`set_alpha_to_one=False`) stops at the noise of timestep 0.
+
+    Raises:
+        ValueError: the scheduler is not DDIM, or it clips what the model says, which cannot be undone.
+    """
+    if type(scheduler).__name__ != "DDIMScheduler":
+        raise ValueError(
+            f"only the steps of DDIMScheduler can be told backwards, not those of {type(scheduler).__name__}"
+        )
+    if scheduler.config.clip_sample or scheduler.config.thresholding:
+        raise ValueError("this DDIM scheduler clips x0 (clip_sample or thresholding), and what is cut off is lost")
+    before = visit.t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    alpha_bar = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+    return alpha_bar**0.5, (1 - alpha_bar) ** 0.5

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,23 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
     if pictures == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
+
+
+def walk_path(path: str | Path) -> Path:
+    """Where a walk is to be written.
+
+    Raises:
+        ValueError: the file name ends in neither .gif nor .mp4, or films cannot be written here.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ValueError(f"a walk is saved as .gif or .mp4, so {str(path)!r} must end in one of them")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ValueError("an MP4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg")
+    return path
 
 
 def report_path(path: str | Path) -> Path:

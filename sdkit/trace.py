@@ -193,6 +193,11 @@ class Trace:
         return [picture for record in self[Stage.IMAGE] for picture in to_pil(record.value.float())]
 
     @property
+    def latents(self) -> Tensor:
+        """The last latents (B, C, h, w): the clean ones of a run, and of an inversion the noise that it found."""
+        return self[Stage.LATENT][-1].value
+
+    @property
     def edits(self) -> list[tuple[Record, Edit]]:
         """Everything that a hook replaced, in order: where, by whom, by how much."""
         return [(record, edit) for record in self for edit in record.edits]
@@ -364,12 +369,16 @@ class Trace:
         allowed = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")
         for name in changes:
             pick("change of a branch", name, allowed)
+        if process := self.settings.get("process"):
+            raise ValueError(f"this trace cannot be branched: it shows the {process} process; branch a run from noise")
         if not self.settings or self.settings["seed"] is None:
             raise ValueError("this trace cannot be branched: its run had no seed; record a run that was given one")
         if any(self.settings.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")):
             raise ValueError(
                 "this trace cannot be branched: its run was given embeddings; record one that was given words"
             )
+        if step == 0 and self.settings.get("latents"):
+            raise ValueError("a run from latents that were given is branched at step 1 or later; begin it anew instead")
         latents, predictions = self._history(step)
         owner = model
         if owner is None:

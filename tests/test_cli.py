@@ -102,6 +102,19 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
         (["generate", "a star", "--strength", "0.5"], "--strength was given without --image"),
         (["generate", "a star", "--image", "no.png"], "there is no picture 'no.png'"),
         (["generate", "a star", "--num-inference-steps", "0"], "num_inference_steps must be at least 1"),
+        (["inspect", "no.png"], "there is no picture 'no.png'"),
+        (["inspect", __file__, "--timesteps", "0"], "timesteps must be at least 1"),
+        (["inspect", __file__, "-o", "page.jpg"], "'page.jpg' must end in .png"),
+        (["invert", "no.png"], "there is no picture 'no.png'"),
+        (["invert", __file__, "--trace", "a.pt"], "'a.pt' must end in .safetensors"),
+        (
+            ["invert", __file__, "a", "--edit", "b", "--keep", "50"],
+            "at least 1 and less than the 50 steps, but is 50",
+        ),
+        (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in one of them"),
+        (["interpolate", "a", "b", "--prompt", "c"], "with --prompt the ends are seeds, whole numbers"),
+        (["interpolate", "a.png", "b.png", "--pictures"], "there is no picture 'a.png'"),
+        (["interpolate", "a", "b", "--model", "./nowhere"], "there is no folder './nowhere'"),
     ],
 )
 def test_usage_errors_answer_in_a_sentence_without_importing_torch(arguments, words):
@@ -143,3 +156,68 @@ def test_rerun_of_what_is_no_picture_of_sdkit_is_one_sentence(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "carries no settings of sdkit" in said
     assert "there is no picture" in said
+
+
+@pytest.fixture
+def star(tmp_path):
+    draw("a red star on a blue background", seed=3).save(tmp_path / "star.png")
+    return str(tmp_path / "star.png")
+
+
+def test_inspect_prints_the_numbers_and_writes_the_page(star, tmp_path, capsys):
+    page = tmp_path / "page.png"
+    assert main(["inspect", star, "-o", str(page), "--timesteps", "5", "--seed", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "48.0 times fewer numbers" in said
+    assert "variance along the principal axes" in said
+    assert f"{page}  there and back" in said
+    sheet = np.asarray(Image.open(page))
+    assert sheet.shape[:2] == (3 * 132 + 4, 5 * 132 + 4)
+    picture, back = (np.asarray(one) for one in (draw("a red star on a blue background", seed=3), *_back(star)))
+    assert np.array_equal(sheet[4:132, 4:132], picture)
+    assert np.array_equal(sheet[4:132, 136:264], back)
+    noised = sdkit.diffuse(star, 5, seed=2).images[3]
+    assert np.array_equal(sheet[136:264, 400:528], np.asarray(noised))
+
+
+def _back(path):
+    return sdkit.round_trip(path).images
+
+
+def test_inspect_as_json(star, tmp_path, capsys):
+    assert main(["inspect", star, "-o", str(tmp_path / "page.png"), "--timesteps", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["psnr"] == pytest.approx(sdkit.round_trip(star).psnr[0])
+    assert [level["t"] for level in said["levels"]] == [0, 999]
+    assert len(said["channels"]) == 4
+
+
+def test_invert_goes_there_and_back_and_keeps_the_trace(star, tmp_path, capsys):
+    files = ["-o", str(tmp_path / "back.png"), "--trace", str(tmp_path / "way.safetensors")]
+    words, edit = "a red star on a blue background", "a green star on a blue background"
+    assert main(["invert", star, words, "--edit", edit, "--num-inference-steps", "10", *files]) == 0
+    said = capsys.readouterr().out
+    near, alone = (float(number) for number in re.findall(r"(\d+\.\d+) dB", said))
+    assert near > alone - 1.5
+    trace = sdkit.Trace.load(tmp_path / "way.safetensors")
+    assert (trace.settings["process"], trace.prompt) == ("inversion", words)
+    made = read_settings(tmp_path / "back.png")
+    assert (made["prompt"], made["guidance_scale"], made["num_inference_steps"]) == (edit, 3, 10)
+
+
+def test_interpolate_writes_a_film_and_a_sheet(tmp_path, capsys):
+    files = ["-o", str(tmp_path / "walk.gif"), "--contact-sheet", str(tmp_path / "walk.png")]
+    options = ["--frames", "3", "--num-inference-steps", "2"]
+    assert main(["interpolate", "3", "4", "--prompt", "a red star", *options, *files]) == 0
+    assert "3 frames between '3' and '4'" in capsys.readouterr().out
+    with Image.open(tmp_path / "walk.gif") as film:
+        assert film.n_frames == 3
+    alone = sdkit.text_to_image("a red star", seed=3, num_inference_steps=2).image
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "walk.png"))[4:132, 4:132], np.asarray(alone))
+
+
+def test_interpolate_between_picture_files(star, tmp_path, capsys):
+    draw("a cat").save(tmp_path / "cat.png")
+    ends = [star, str(tmp_path / "cat.png")]
+    assert main(["interpolate", *ends, "--pictures", "--frames", "2", "-o", str(tmp_path / "walk.mp4")]) == 0
+    assert (tmp_path / "walk.mp4").stat().st_size > 500

@@ -26,6 +26,9 @@ LAYERS = {
     "generate": 3,
     "text": 3,
     "hooks": 3,
+    "latents": 3,
+    "costs": 3,
+    "previews": 4,
     "trace": 4,  # above generate, because a branch generates
     "tiles": 0,
     "reading": 5,
@@ -36,6 +39,10 @@ LAYERS = {
     "report": 6,
     "cli": 7,
     "tiny": 7,
+    "interpolation": 4,
+    "forward": 5,  # these three give or read traces
+    "inversion": 5,
+    "statistics": 5,
 }
 # Looks upwards: a value that shows itself asks the room that draws it, which needs values of that kind. They stand in
 # functions, so that nothing is imported before somebody looks, and no room needs one above it to work.

@@ -1,4 +1,4 @@
-"""The command line: reads what the user wants, checks it before torch is imported, generates, saves."""
+"""The commands that make pictures: `sdkit generate` and `sdkit rerun`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdkit import __version__
+from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
 from sdkit.schedulers import SCHEDULERS
-from sdkit.settings import DTYPES, Settings, check_source, output_paths, pick, report_path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    try:
-        {"generate": _generate, "rerun": _rerun}[given.command](given)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"sdkit: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sdkit: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
+from sdkit.settings import Settings, output_paths, pick, report_path
 
 # What only some models take: type, letter and help of each.
 _FURTHER: dict[str, tuple[type, str, str]] = {
@@ -51,10 +34,8 @@ _FURTHER: dict[str, tuple[type, str, str]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
-    parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def add_to(commands: Commands) -> None:
+    """Add the commands to the command line."""
     generate = commands.add_parser(
         "generate",
         help="generate pictures from words, or from a picture and words",
@@ -92,12 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         size = {"nargs": 2, "metavar": ("H", "W")} if kind is int else {"metavar": letter}
         add(f"--{name}", type=kind, help=told, **size)
     add("--guess-mode", action="store_true", help="the ControlNet steers the conditional half alone")
-    add("--model", default=None, help="a folder, one file, or a hub id (default: the embedded model)")
-    add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
-    add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    add_model(generate)
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
     add("--report", default=None, metavar="FILE", help="also write a page (.html) that shows every step of the run")
     add("--json", action="store_true", default=False, help="print what was made as JSON")
+    generate.set_defaults(do=_generate)
     again = commands.add_parser(
         "rerun",
         help="generate the picture of a PNG again",
@@ -111,13 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("--control-image", metavar="FILE", help="the picture that its ControlNet went by")
     again.add_argument("--model", help="a folder, one file, or a hub id (default: what the PNG names)")
-    return parser
+    again.set_defaults(do=_rerun)
 
 
 def _rerun(given: argparse.Namespace) -> None:
     (path,) = output_paths(given.output, 1)
-    if not Path(given.png).expanduser().is_file():
-        raise FileNotFoundError(f"there is no picture {given.png!r}")
+    check_picture(given.png)
 
     from sdkit import rerun
 
@@ -153,34 +132,29 @@ def _generate(given: argparse.Namespace) -> None:
         pick("scheduler", scheduler, SCHEDULERS)
     pictures = {name: getattr(given, name) for name in ("mask_image", "control_image") if hasattr(given, name)}
     for picture in (image, *pictures.values()):
-        if picture is not None and not Path(picture).expanduser().is_file():
-            raise FileNotFoundError(f"there is no picture {picture!r}")
+        if picture is not None:
+            check_picture(picture)
     if image is None and "strength" in asked:
         raise ValueError("--strength was given without --image; it says how far to noise a picture")
     if image is None and "mask_image" in pictures:
         raise ValueError("--mask-image was given without --image; it says where to paint a picture anew")
-    if given.dtype is not None:
-        pick("dtype", given.dtype, DTYPES)
-    if given.model is not None:
-        check_source(given.model)
+    check_model(given)
 
     from tqdm import tqdm
 
-    from sdkit import Hook, Stage, Trace, contact_sheet, image_to_image, load, on, text_to_image
+    from sdkit import AttentionMaps, Hook, Stage, Trace, contact_sheet, image_to_image, load, on, text_to_image
 
     model = load(given.model, device=given.device, dtype=given.dtype)
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
     steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if image is not None:
         steps = int(steps * asked.get("strength", 0.8))
-    with warnings.catch_warnings(), tqdm(total=steps, unit="step", leave=False) as bar:
-        warnings.simplefilter("ignore")  # of the libraries
-        warnings.filterwarnings("always", category=UserWarning, module="sdkit")
-        warnings.showwarning = lambda message, *_args, **_rest: bar.write(f"sdkit: {message}", file=sys.stderr)
-        trace = Trace()
+    bar = tqdm(total=steps, unit="step", leave=False)
+    with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
+        trace, maps = Trace(), AttentionMaps()
         hooks: list[Hook] = [on(Stage.DENOISED)(lambda _: bar.update())]
         if given.report is not None:
-            hooks.append(trace)
+            hooks += [trace, maps]
         if image is None:
             result = text_to_image(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
         else:
@@ -189,7 +163,7 @@ def _generate(given: argparse.Namespace) -> None:
     if sheet is not None:
         contact_sheet(result.images).save(sheet)
     if given.report is not None:
-        trace.report(given.report)
+        trace.report(given.report, maps=maps)
     _report(given, result, paths)
 
 
@@ -210,7 +184,3 @@ def _report(given: argparse.Namespace, result: Any, paths: list[Path]) -> None:
         print(f"{given.contact_sheet}  all on one page")
     if given.report is not None:
         print(f"{given.report}  every step, to be opened in a browser")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

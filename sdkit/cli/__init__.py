@@ -1,0 +1,29 @@
+"""The command line: reads what the user wants, checks it before torch is imported, calls the functions, saves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sdkit import __version__
+from sdkit.cli import latents, making
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
+    parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
+    parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    making.add_to(commands)
+    latents.add_to(commands)
+    given = parser.parse_args(arguments)
+    try:
+        given.do(given)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"sdkit: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sdkit: interrupted", file=sys.stderr)
+        return 130
+    return 0

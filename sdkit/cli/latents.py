@@ -1,0 +1,199 @@
+"""The commands that look into latents: `sdkit inspect`, `sdkit invert` and `sdkit interpolate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
+from sdkit.settings import Settings, output_paths, walk_path
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands to the command line."""
+    inspect = commands.add_parser(
+        "inspect",
+        help="what the autoencoder and the forward process make of a picture",
+        description="Encode a picture and decode it, describe its latents, and noise it step by step. The page has the "
+        "picture, what came back, the difference and a preview without the decoder; then each noise level, decoded; "
+        "then the same levels on pixels.",
+        epilog="example: sdkit inspect photo.png -o page.png",
+    )
+    add = inspect.add_argument
+    add("picture", help="the picture to look into")
+    add("-o", "--output", default="inspect.png", metavar="FILE", help="PNG to write (default: inspect.png)")
+    add("--timesteps", type=int, default=8, metavar="N", help="noise levels to show (default: 8)")
+    add("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    add("--tiled", action="store_true", help="encode and decode in tiles, for a large picture")
+    add("--json", action="store_true", help="print the numbers as JSON")
+    add_model(inspect)
+    inspect.set_defaults(do=_inspect)
+
+    invert = commands.add_parser(
+        "invert",
+        help="find the noise that a picture came from, and go back, with other words too",
+        description="Find the noise from which the model would draw a picture, and draw it from there again: the same "
+        "picture, or with --edit one that other words change part of the way.",
+        epilog='example: sdkit invert star.png "a red star" --edit "a blue star" -o blue.png',
+    )
+    add = invert.add_argument
+    add("picture", help="the picture to invert")
+    add("prompt", nargs="?", default="", help="what it shows (default: nothing said)")
+    add("--edit", metavar="TEXT", help="other words for the later part of the way back")
+    add("--keep", type=int, metavar="N", help="with --edit, first steps back under the first words (default: half)")
+    add("-o", "--output", default="back.png", metavar="FILE", help="PNG of the way back (default: back.png)")
+    add("--trace", metavar="FILE", help="also write the inversion as a trace, .safetensors")
+    add("--num-inference-steps", type=int, default=50, metavar="N", help="steps each way (default: 50)")
+    add("--guidance-scale", type=float, default=3.0, metavar="G", help="with --edit, of the steps after (default: 3)")
+    add_model(invert)
+    invert.set_defaults(do=_invert)
+
+    interpolate = commands.add_parser(
+        "interpolate",
+        help="a walk between two prompts, seeds or pictures, as GIF or MP4",
+        description="A walk between two prompts; between two seeds, with --prompt; or between two pictures, with "
+        "--pictures.",
+        epilog='example: sdkit interpolate "a red star" "a blue fish" --seed 7 -o walk.gif',
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the function's own defaults
+    )
+    add = interpolate.add_argument
+    add("start", help="a prompt, a seed or a picture")
+    add("end", help="another of the same kind")
+    add("-o", "--output", default="walk.gif", metavar="FILE", help=".gif or .mp4 to write (default: walk.gif)")
+    add("--prompt", metavar="TEXT", help="the ends are seeds, and this is what to draw")
+    add("--pictures", action="store_true", default=False, help="the ends are picture files")
+    add("--frames", type=int, metavar="N", help="how many, the ends included (default: 16)")
+    add("--seed", type=int, metavar="N", help="of the noise between prompts (default: 0)")
+    add("--how", metavar="HOW", help="linear or spherical (default: what fits the space)")
+    add("--even", action="store_true", help="steps of equal length in latent space, which takes three times as long")
+    add("--num-inference-steps", type=int, metavar="N", help="denoising steps (default: the model's own)")
+    add("--guidance-scale", type=float, metavar="G", help="how strictly to follow the words (default: the model's own)")
+    add("--fps", type=float, default=8.0, help="frames a second (default: 8)")
+    add("--contact-sheet", default=None, metavar="FILE", help="also write all frames on one page, as PNG")
+    add_model(interpolate)
+    interpolate.set_defaults(do=_interpolate)
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    (path,) = output_paths(given.output, 1)
+    check_picture(given.picture)
+    Settings("", seed=given.seed)
+    if given.timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, but is {given.timesteps}")
+    check_model(given)
+
+    from PIL import Image
+
+    from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, load, round_trip
+
+    with own_warnings():
+        model = load(given.model, device=given.device, dtype=given.dtype)
+        trip = round_trip(given.picture, model=model, tiled=given.tiled)
+        picture, rgb, told = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
+        ways = [
+            diffuse(picture, given.timesteps, space=space, seed=given.seed, model=model)
+            for space in ("latent", "pixel")
+        ]
+    levels = ways[0].settings["levels"]
+    columns = max(4, len(levels))
+    preview = rgb(trip.latents, scale=1)[0].resize(picture.size, Image.Resampling.BICUBIC)
+    blank = Image.new("RGB", picture.size, "white")
+    rows = [[picture, trip.images[0], trip.differences[0], preview], *(way.images for way in ways)]
+    contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns).save(path)
+    if given.json:
+        numbers = {
+            "psnr": trip.psnr[0],
+            "ssim": trip.ssim[0],
+            "pixel_values": trip.pixel_values,
+            "latent_values": trip.latent_values,
+            "pixel_bytes": trip.pixel_bytes,
+            "latent_bytes": trip.latent_bytes,
+            "channels": [vars(channel) for channel in told.channels],
+            "levels": levels,
+            "preview_r2": rgb.r2,
+            "page": str(path),
+        }
+        print(json.dumps(numbers, indent=2))
+        return
+    print(f"{trip}\n\n{told}\n\n{'t':>4} {'alpha':>7} {'sigma':>7} {'SNR':>10}")
+    for level in levels:
+        print(f"{level['t']:4} {level['alpha']:7.4f} {level['sigma']:7.4f} {level['snr']:10.4g}")
+    print(f"\n{path}  there and back, and every noise level")
+
+
+def _invert(given: argparse.Namespace) -> None:
+    (path,) = output_paths(given.output, 1)
+    check_picture(given.picture)
+    steps = given.num_inference_steps
+    Settings(given.prompt, num_inference_steps=steps, guidance_scale=given.guidance_scale)
+    keep = max(1, steps // 2) if given.keep is None else given.keep
+    if given.edit is not None and not 1 <= keep < steps:
+        raise ValueError(f"--keep must be at least 1 and less than the {steps} steps, but is {keep}")
+    if given.trace is not None and not given.trace.endswith(".safetensors"):
+        raise ValueError(f"a trace is saved as safetensors, so {given.trace!r} must end in .safetensors")
+    check_model(given)
+
+    from sdkit import Trace, invert, load, round_trip, text_to_image
+    from sdkit.latents import psnr
+    from sdkit.pictures import save_png, to_pixels
+
+    with own_warnings():
+        model = load(given.model, device=given.device, dtype=given.dtype)
+        found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps)
+        back = Trace()
+        text_to_image(
+            given.prompt,
+            latents=found.latents,
+            model=model,
+            scheduler="ddim",
+            num_inference_steps=steps,
+            guidance_scale=1,
+            height=found.settings["height"],
+            width=found.settings["width"],
+            seed=0,
+            hooks=[back],
+        )
+        if given.edit is not None:
+            drawn = back.branch(keep, prompt=given.edit, guidance_scale=given.guidance_scale)
+        else:
+            drawn = back
+        trip = round_trip(given.picture, model=model)
+    save_png(drawn.images[0], path, {**drawn.settings, "index": 0})
+    near = psnr(to_pixels(trip.originals), to_pixels(back.images))[0]
+    print(f"{path}  {(given.edit or given.prompt)!r} from the noise of {given.picture}")
+    print(f"the way back has a PSNR of {near:.2f} dB to the picture; the autoencoder alone {trip.psnr[0]:.2f} dB")
+    if given.trace is not None:
+        print(f"{found.save(given.trace)}  the inversion, step by step")
+
+
+def _interpolate(given: argparse.Namespace) -> None:
+    path = walk_path(given.output)
+    sheet = None if given.contact_sheet is None else output_paths(given.contact_sheet, 1)[0]
+    names = ("prompt", "frames", "seed", "how", "even", "num_inference_steps", "guidance_scale")
+    asked = {name: getattr(given, name) for name in names if hasattr(given, name)}
+    Settings("", **{name: asked[name] for name in names[5:] if name in asked}, seed=asked.get("seed"))
+    ends: list[Any] = [given.start, given.end]
+    if given.pictures:
+        for end in ends:
+            check_picture(end)
+        ends = [Path(end).expanduser() for end in ends]
+    elif "prompt" in asked:
+        if not all(end.isdecimal() for end in ends):
+            raise ValueError(f"with --prompt the ends are seeds, whole numbers, but are {ends[0]!r} and {ends[1]!r}")
+        ends = [int(end) for end in ends]
+    check_model(given)
+
+    from sdkit import contact_sheet, interpolate, load
+
+    with own_warnings():
+        model = load(given.model, device=given.device, dtype=given.dtype)
+        walk = interpolate(*ends, **asked, model=model)
+    walk.save(path, fps=given.fps)
+    if sheet is not None:
+        contact_sheet(walk.images).save(sheet)
+    between = f"{len(walk.images)} frames between {given.start!r} and {given.end!r}"
+    print(f"{path}  {between}; the longest step is {walk.evenness:.2f} times the mean")
+    if sheet is not None:
+        print(f"{sheet}  all on one page")
