@@ -12,6 +12,7 @@ import sdkit
 ROOT = Path(sdkit.__file__).parent
 LAYERS = {
     "events": 0,
+    "looks": 0,
     "noise": 0,
     "settings": 0,
     "attention": 1,
