@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,53 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdkit.events import INNER, Event, Stage, run, show
+from sdkit.looks import Look, by_heads, rows
 
 LARGEST = 32 * 32  # places of a self-attention that is shown: one of 64x64 takes 1 GB at two pictures and eight heads
-LARGE = 32 * 32  # places from which a layer is read at once; smaller ones wait, to be read together in fewer operations
+FUSED_FROM = 2**17  # queries from which overhearing the fused kernel costs less than a softmax of one's own
 FUSED = {  # kernels that give their log-sum-exp (2B, heads, h*w) as the second of what they return
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
 }
 MASKS = ("attention_mask", "encoder_attention_mask")
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What one cross-attention layer works with. Its probabilities are the softmax of q k^T * scale + mask."""
-
-    layer: str
-    query: Tensor  # (2B, heads, h*w, d)
-    key: Tensor  # (2B, heads, L, d)
-    scale: float
-    mask: Tensor | None = None  # broadcastable to (2B, heads, h*w, L)
-    logsumexp: Tensor | None = None  # (2B, heads, h*w) of each row before the softmax, if the kernel gave it
-    probabilities: Tensor | None = None  # (2B, heads, h*w, L) as the hooks left them, if any has seen them
-
-
-def rows(looks: Sequence[Look], which: slice = slice(None)) -> Tensor:
-    """Probabilities (looks * b, heads, h*w, L) of some rows of the batch, of layers that are alike."""
-    known = [look.probabilities[which] for look in looks if look.probabilities is not None]
-    if known:
-        return torch.cat(known)
-    query = torch.cat([look.query[which] for look in looks]) if len(looks) > 1 else looks[0].query[which]
-    key = torch.cat([look.key[which] for look in looks]) if len(looks) > 1 else looks[0].key[which]
-    q, k = query.flatten(0, 1), key.flatten(0, 1)  # (looks * b * heads, h*w, d), (looks * b * heads, L, d)
-    scores: Tensor = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=looks[0].scale)
-    scores = scores.reshape(*query.shape[:2], *scores.shape[1:])  # (looks * b, heads, h*w, L)
-    if looks[0].mask is not None:
-        scores = scores + torch.cat([look.mask[which] for look in looks if look.mask is not None])
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-
-
-def columns(looks: Sequence[Look], which: slice, tokens: Sequence[int]) -> Tensor:
-    """The same of some tokens (looks * b, heads, h*w, tokens): exp(q.k * scale - lse) where that is known."""
-    (look, *more) = looks
-    if more or look.logsumexp is None or look.probabilities is not None or look.mask is not None:
-        return rows(looks, which)[..., tokens]
-    query, key = look.query[which], (look.key[which] * look.scale)[:, :, None, tokens]  # (b, heads, 1, tokens, d)
-    # a product and a sum for each token read the queries where they lie; a matrix product would copy them first
-    scores = torch.stack([(query * key[..., i, :]).sum(-1, dtype=torch.float32) for i in range(len(tokens))], -1)
-    return (scores - look.logsumexp[which][..., None]).exp_()
 
 
 @runtime_checkable
@@ -77,8 +39,8 @@ class Reader(Protocol):
     def few(self) -> bool:
         """Whether a few columns will do."""
 
-    def read(self, looks: Sequence[Look]) -> None:
-        """One or more of those layers, as they were computed."""
+    def read(self, look: Look) -> None:
+        """One of those layers, as it was computed."""
 
 
 class Inside:
@@ -100,13 +62,12 @@ class Inside:
         if self.readers or self.hooks[Stage.ATTENTION] or self.hooks[Stage.SELF_ATTENTION]:
             named = unet.named_modules()
             self.layers = [_Layer(self, name, module) for name, module in named if isinstance(module, Attention)]
-        self.handles = ExitStack()  # of all that was put on modules
+        self.handles: list[Any] = []  # of all that was put on modules
         self.overhearing = ExitStack()  # of a fused kernel, closed as soon as it has run
         self.step: int | None = None
         self.t: int | None = None
         self._gradients = True
         self._met: set[str] = set()  # the stages that were shown and the layers that were read
-        self._waiting: dict[int, list[Look]] = {}  # small layers, by the number of their reader
 
     @contextmanager
     def at(self, step: int | None = None, t: int | None = None) -> Iterator[None]:
@@ -119,13 +80,16 @@ class Inside:
             yield
             return
         self.step, self.t, self._gradients = step, t, torch.is_grad_enabled()
-        self._met, self._waiting = set(), {}
+        self._met = set()
         expected = {stage.value for stage, hooks in self.hooks.items() if hooks}
-        with self.handles, self.overhearing:
+        try:
             expected |= self._listen()
             yield
-        for i, looks in self._waiting.items():
-            self.readers[i].read(looks)
+        finally:
+            self.overhearing.close()
+            for handle in self.handles:
+                handle.remove()
+            self.handles = []
         if missed := expected - self._met:
             if missed == {Stage.SELF_ATTENTION.value}:
                 raise ValueError(f"no self-attention here has at most {LARGEST} places, the most that is shown")
@@ -140,7 +104,7 @@ class Inside:
         chosen = [set(reader.choose(cross, self.step, self.origin)) for reader in self.readers]
         active = []
         for layer in self.layers:
-            layer.readers = [i for i, names in enumerate(chosen) if layer.name in names]
+            layer.readers = [reader for reader, names in zip(self.readers, chosen, strict=True) if layer.name in names]
             if layer.readers or self.hooks[layer.stage]:
                 layer.listen()
                 active.append(layer)
@@ -151,13 +115,13 @@ class Inside:
                     layer.listen_to_masks()
 
         if active:
-            self.handles.callback(self.unet.register_forward_pre_hook(called, with_kwargs=True).remove)
+            self.handles.append(self.unet.register_forward_pre_hook(called, with_kwargs=True))
         if self.hooks[Stage.BLOCK]:
             blocks = {f"down_blocks.{i}": block for i, block in enumerate(self.unet.down_blocks)}
             blocks |= {"mid_block": self.unet.mid_block} if self.unet.mid_block is not None else {}
             blocks |= {f"up_blocks.{i}": block for i, block in enumerate(self.unet.up_blocks)}
             for name, block in blocks.items():
-                self.handles.callback(block.register_forward_hook(partial(self._block, name)).remove)
+                self.handles.append(block.register_forward_hook(partial(self._block, name)))
         return set().union(*chosen)
 
     def _block(self, name: str, _module: Any, _arguments: Any, output: Any) -> Any:
@@ -180,14 +144,10 @@ class Inside:
             edited_by.extend(name for name in {edit.hook: None for edit in event.edits} if name not in edited_by)
         return value
 
-    def tell(self, readers: Sequence[int], look: Look) -> None:
-        """Let readers read a layer: at once if it is large, so that nothing of it has to be kept."""
+    def tell(self, readers: Sequence[Reader], look: Look) -> None:
         self._met.add(look.layer)
-        for i in readers:
-            if look.query.shape[2] >= LARGE:
-                self.readers[i].read([look])
-            else:
-                self._waiting.setdefault(i, []).append(look)
+        for reader in readers:
+            reader.read(look)
 
 
 class _Layer:
@@ -196,7 +156,7 @@ class _Layer:
     def __init__(self, inside: Inside, name: str, module: Any) -> None:
         self.inside, self.name, self.module = inside, name, module
         self.stage = Stage.ATTENTION if module.is_cross_attention else Stage.SELF_ATTENTION
-        self.readers: list[int] = []  # numbers of those that read it at this step
+        self.readers: list[Reader] = []  # those that read it at this step
         self.found: dict[str, Tensor] = {}  # "q", "k", "v": (2B, n, heads * d)
         self.mask: Tensor | None = None
         self.kernel: _Kernel | None = None
@@ -206,14 +166,14 @@ class _Layer:
         module = self.module
         self.found, self.mask, self.kernel = {}, None, None
         self.whole = bool(self.inside.hooks[self.stage])
-        self.few = all(self.inside.readers[i].few() for i in self.readers)
+        self.few = all(reader.few() for reader in self.readers)
         projections = {"q": "to_q", "k": "to_k", "v": "to_v"}
         if getattr(module, "fused_projections", False):
             projections = {"q": "to_q", "kv": "to_kv"} if module.is_cross_attention else {"qkv": "to_qkv"}
         for letters, name in projections.items():
             if letters != "v" or self.whole:
-                hook = getattr(module, name).register_forward_hook(partial(self._projected, letters))
-                self.inside.handles.callback(hook.remove)
+                projection = getattr(module, name)
+                self.inside.handles.append(projection.register_forward_hook(partial(self._projected, letters)))
         if self.whole:
             self._catch()
 
@@ -221,38 +181,35 @@ class _Layer:
         def begun(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
             self.mask = given.get("attention_mask")
 
-        self.inside.handles.callback(self.module.register_forward_pre_hook(begun, with_kwargs=True).remove)
+        self.inside.handles.append(self.module.register_forward_pre_hook(begun, with_kwargs=True))
 
     def _catch(self) -> None:
-        self.inside.handles.callback(self.module.to_out[0].register_forward_pre_hook(self._mixed).remove)
+        self.inside.handles.append(self.module.to_out[0].register_forward_pre_hook(self._mixed))
 
     def _projected(self, letters: str, _module: Any, _arguments: Any, output: Tensor) -> None:
-        parts = output.chunk(len(letters), dim=-1) if len(letters) > 1 else (output,)
-        self.found.update(zip(letters, parts, strict=True))
+        if len(letters) == 1:
+            self.found[letters] = output
+        else:
+            self.found.update(zip(letters, output.chunk(len(letters), dim=-1), strict=True))
         if "k" not in letters or self.whole or "q" not in self.found:
             return
-        if self.few and self.found["q"].shape[1] >= LARGE:  # now the kernel comes
+        if self.few and self.found["q"].numel() >= FUSED_FROM:  # now the kernel comes
             self.kernel = self.inside.overhearing.enter_context(_Kernel())  # type: ignore[no-untyped-call]
             self._catch()
         else:
             self.inside.tell(self.readers, self._look())
 
     def _look(self) -> Look:
-        module = self.module
-        query, key = (self._heads(self.found[letter]) for letter in "qk")
+        module, query, key, mask = self.module, self.found["q"], self.found["k"], self.mask
         if module.norm_q is not None:
-            query = module.norm_q(query)
+            query = module.norm_q(by_heads(query, module.heads)).transpose(1, 2).flatten(2)
         if module.norm_k is not None:
-            key = module.norm_k(key)
-        mask = self.mask
+            key = module.norm_k(by_heads(key, module.heads)).transpose(1, 2).flatten(2)
         if mask is not None:
-            mask = module.prepare_attention_mask(mask, key.shape[2], len(query))
-            mask = mask.reshape(len(query), module.heads, -1, key.shape[2])
-        lse = None if self.kernel is None else self.kernel.logsumexp
-        return Look(self.name, query, key, module.scale, mask, lse)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self.module.heads, -1).transpose(1, 2)  # (2B, heads, n, d)
+            mask = module.prepare_attention_mask(mask, key.shape[1], len(query))
+            mask = mask.reshape(len(query), module.heads, -1, key.shape[1])
+        logsumexp = None if self.kernel is None else self.kernel.logsumexp
+        return Look(self.name, module.heads, module.scale, query, key, mask, logsumexp)
 
     def _mixed(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Just before what was mixed, (2B, h*w, heads * d), is projected out: the moment to see all, and to change."""
@@ -271,7 +228,9 @@ class _Layer:
         if after is before:
             return None
         # The difference alone is added: what did not change, and what an IP-Adapter mixed in, stays to the last bit.
-        change = ((after - before) @ self._heads(self.found["v"])).transpose(1, 2).flatten(2)  # (2B, h*w, heads * d)
+        change = (
+            ((after - before) @ by_heads(self.found["v"], self.module.heads)).transpose(1, 2).flatten(2)
+        )  # (2B, h*w, heads * d)
         return arguments[0] + change, *arguments[1:]
 
 
@@ -285,17 +244,3 @@ class _Kernel(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.logsumexp is None and func in FUSED and out[1].shape == args[0].shape[:3]:
             self.logsumexp = out[1]
         return out
-
-
-def grid(places: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns (h, w) of a layer of so many places in a U-Net that halves latents of (height, width).
-
-    Raises:
-        ValueError: no halving leads to so many places.
-    """
-    h, w = height, width
-    while h * w > places:
-        h, w = -(-h // 2), -(-w // 2)
-    if h * w != places:
-        raise ValueError(f"{places} places are no halving of latents of {height}x{width}")
-    return h, w

@@ -47,6 +47,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self.mean)
 
+    def _repr_html_(self) -> str:
+        from sdkit.display import show_latents
+
+        return show_latents(self)
+
 
 def encode(picture: Any, *, model: Any = None, tiled: bool = False) -> Latents:
     """Encode pictures.

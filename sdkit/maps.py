@@ -4,20 +4,22 @@ et al. 2022, arXiv:2210.04885)."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdkit.attention import Look, columns, grid, rows
 from sdkit.events import Event, Stage
+from sdkit.looks import Look, columns, grid, rows
 from sdkit.settings import size_in_bytes
 from sdkit.words import Word, find, heard, places_of
 
 Grid = tuple[int, int]  # (h, w) of a layer
 FEW = 8  # chosen tokens up to which reading them one by one costs less than reading all
+SMALL, PILE = 2**17, 2**20  # queries of a layer that waits to be worked out together with others, and of all that wait
 
 
 class AttentionMaps:
@@ -67,7 +69,14 @@ class AttentionMaps:
         self._origin: Any = None
         self._heard: tuple[list[list[Word]], list[list[Word]]] = ([], [])  # of the negative prompts, of the prompts
         self._columns: list[int] = []  # the tokens that are kept, if not all
-        self._sums: dict[int | None, dict[Grid | str, Tensor]] = {}  # over layers: (rows, heads or 1, h*w, tokens)
+        self._pile: list[tuple[int, Look]] = []  # small layers of the last steps, not yet worked out
+        self._piled = 0
+        self._step = 0
+        self._names: list[str] = []  # of the layers that are kept
+        self._found: dict[
+            int | None, dict[Grid | str, Tensor]
+        ] = {}  # sums over layers: (rows, heads or 1, h*w, tokens)
+        self._many: dict[Grid | str, int] = {}  # how many heads were joined in each
         self._members: dict[Grid | str, list[str]] = {}  # the layers that each of these is the sum of
         self._grids: dict[Grid | str, Grid] = {}
 
@@ -87,17 +96,33 @@ class AttentionMaps:
         if not self._heard[1]:
             self._origin = origin
             self._listen()
-        self._settle()
-        found = [name for name in layers if name.startswith(self.prefixes)]
-        if not found:
+            self._names = [name for name in layers if name.startswith(self.prefixes)]
+        if not self._names:
             raise ValueError(
                 f"no layer of cross-attention begins with {' or '.join(map(repr, self.prefixes))}; there are "
                 f"{_listed(layers) or 'none'}"
             )
+        for kept in self._found.values() if self.each_step else ():  # the last step has ended
+            kept.update({name: one.cpu() for name, one in kept.items() if one.device.type != "cpu"})
+        self._thin()
         if step is None or step % self.every:
             return []
+        self._step = step
         self.steps.append(step)
-        return found
+        return self._names
+
+    def _thin(self) -> None:
+        """Drop every second step where the budget says so."""
+        while self.each_step and _bytes(self._found) > self.budget and len(self.steps) > 1:
+            if self.every == 1:
+                warnings.warn(
+                    f"the attention maps reached their budget of {self.budget:,} bytes and keep fewer steps from here "
+                    "on; give a larger budget, chosen words or each_step=False",
+                    stacklevel=2,
+                )
+            self.every *= 2
+            self.steps = [step for step in self.steps if step % self.every == 0]
+            self._found = {step: kept for step, kept in self._found.items() if step in self.steps}
 
     def _listen(self) -> None:
         """The words of the run, and which tokens are kept of them."""
@@ -113,48 +138,50 @@ class AttentionMaps:
     def few(self) -> bool:
         return self.chosen is not None and len(self._columns) <= FEW
 
-    @torch.no_grad()
-    def read(self, looks: Sequence[Look]) -> None:
-        """Keep what layers did, those of one kind together."""
-        alike: dict[Any, list[Look]] = {}
-        for look in looks:
+    def read(self, look: Look) -> None:
+        """Keep what a layer did: at once if it is large, otherwise with others that are alike, in fewer operations."""
+        if look.query.numel() >= SMALL:
+            self._add([(self._step, look)])
+            return
+        self._pile.append((self._step, look))
+        self._piled += look.query.numel()
+        if self._piled >= min(PILE, self.budget // 8):
+            self._done()
+
+    def _done(self) -> dict[int | None, dict[Grid | str, Tensor]]:
+        """All that was found, once what waits is worked out, those of one kind together."""
+        pile, self._pile, self._piled = self._pile, [], 0
+        alike: dict[Any, list[tuple[int, Look]]] = {}
+        for step, look in pile:
             kind = look.layer if self.layered else (look.query.shape, look.key.shape, look.scale)
-            alike.setdefault(kind, []).append(look)
+            alike.setdefault(kind, []).append((step, look))
         for group in alike.values():
             self._add(group)
+        if pile:
+            self._thin()
+        return self._found
 
-    def _add(self, looks: list[Look]) -> None:
-        pictures, step = self._origin.shape[0], self.steps[-1] if self.each_step else None
+    @torch.no_grad()
+    def _add(self, group: list[tuple[int, Look]]) -> None:
+        """Add layers of one size, step by step in order, to what was found of it."""
+        looks = [look for _, look in group]
+        pictures, size = self._origin.shape[0], grid(looks[0].query.shape[1], *self._origin.shape[2:])
         which = slice(0 if self.negative else len(looks[0].query) - pictures, None)
         seen = rows(looks, which) if self.chosen is None else columns(looks, which, self._columns)
-        seen = seen.reshape(len(looks), -1, *seen.shape[1:])  # (looks, rows, heads, h*w, n)
-        seen = (
-            seen.sum(0) if self.heads else seen.sum((0, 2)).unsqueeze(1) / seen.shape[2]
-        )  # (rows, heads or 1, h*w, n)
-        size = grid(seen.shape[2], *self._origin.shape[2:])
-        group = looks[0].layer if self.layered else size
-        self._grids[group] = size
-        members = self._members.setdefault(group, [])
-        members += [look.layer for look in looks if look.layer not in members]
-        sums = self._sums.setdefault(step, {})
-        sums[group] = sums[group] + seen if group in sums else seen
-
-    def _settle(self) -> None:
-        """A step has ended: it goes to the CPU, and every second step goes where the budget says so."""
-        if not self.each_step or not self.steps:
-            return
-        last = self._sums.get(self.steps[-1], {})
-        last.update({group: one.cpu() for group, one in last.items()})
-        while self.nbytes > self.budget and len(self.steps) > 1:
-            if self.every == 1:
-                warnings.warn(
-                    f"the attention maps reached their budget of {self.budget:,} bytes and keep fewer steps from here "
-                    "on; give a larger budget, chosen words or each_step=False",
-                    stacklevel=2,
-                )
-            self.every *= 2
-            self.steps = [step for step in self.steps if step % self.every == 0]
-            self._sums = {step: sums for step, sums in self._sums.items() if step in self.steps}
+        seen = seen.view(len(looks), -1, *seen.shape[1:])  # (looks, rows, heads, h*w, n)
+        name: Grid | str = looks[0].layer if self.layered else size
+        self._grids[name], self._many[name] = size, 1 if self.heads else seen.shape[2]
+        members = self._members.setdefault(name, [])
+        members += dict.fromkeys(look.layer for look in looks if look.layer not in members)
+        first = 0
+        for step, part in groupby(step if self.each_step else None for step, _ in group):
+            last = first + len(list(part))
+            if step is None or step in self.steps:
+                some = seen[first:last]
+                one = some.sum(0) if self.heads else some.sum((0, 2)).unsqueeze(1)  # (rows, heads or 1, h*w, n)
+                kept = self._found.setdefault(step, {})
+                kept[name] = kept[name] + one if name in kept else one
+            first = last
 
     # -----------------------------------------------------------------------------------------------------------------
     # Reading
@@ -167,17 +194,19 @@ class AttentionMaps:
     @property
     def resolutions(self) -> list[Grid]:
         """The sizes (h, w) of the layers that were kept, the finest first."""
+        self._done()
         return sorted(set(self._grids.values()), reverse=True)
 
     @property
     def layers(self) -> list[str]:
         """The names of the layers that were kept."""
+        self._done()
         return [name for members in self._members.values() for name in members]
 
     @property
     def nbytes(self) -> int:
         """How much memory the maps take."""
-        return sum(one.nbytes for sums in self._sums.values() for one in sums.values())
+        return _bytes(self._done())
 
     def heat(
         self,
@@ -244,7 +273,8 @@ class AttentionMaps:
         resolution: Grid | None,
     ) -> dict[Grid | str, Tensor]:
         """What was asked for as sums over layers (h, w), the mean over steps and heads."""
-        if not self._sums:
+        found = self._done()
+        if not found:
             raise ValueError("these attention maps hold no run; give them to one as hooks=[maps]")
         guided, pictures = self._origin.guided, self._origin.shape[0]
         if negative and not (self.negative and guided):
@@ -269,13 +299,13 @@ class AttentionMaps:
         columns = self._columns_of(word, self._heard[0 if negative else 1][picture])
         row = picture + (pictures if self.negative and guided and not negative else 0)
         heads = slice(None) if head is None else slice(head, head + 1)
-        sums = list(self._sums.values()) if step is None else [self._sums[step]]
+        sums = list(found.values()) if step is None else [found[step]]
         steps = len(self.steps) if step is None else 1
-        found = {}
+        picked = {}
         for group in groups:
             each = [one[group][row, heads][..., columns].cpu().sum(-1).mean(0) for one in sums]  # (h*w,)
-            found[group] = torch.stack(each).sum(0).reshape(self._grids[group]) / steps  # (h, w)
-        return found
+            picked[group] = torch.stack(each).sum(0).reshape(self._grids[group]) / (steps * self._many[group])  # (h, w)
+        return picked
 
     def _columns_of(self, word: str | int, words: list[Word]) -> list[int]:
         """Where the tokens of a word are among those that were kept."""
@@ -286,11 +316,20 @@ class AttentionMaps:
             raise ValueError(f"{word!r} was not kept; AttentionMaps was told to keep {_listed(self.chosen)}")
         return [self._columns.index(place) for place in places]
 
+    def _repr_html_(self) -> str:
+        from sdkit.display import show_maps
+
+        return show_maps(self)
+
     def __repr__(self) -> str:
-        if not self._sums:
+        if not self._done():
             return "<AttentionMaps of no run>"
         sizes = ", ".join(f"{h}x{w}" for h, w in self.resolutions)
         return f"<AttentionMaps of {self.words}: {len(self.steps)} steps at {sizes}, {self.nbytes / 1e6:.1f} MB>"
+
+
+def _bytes(found: dict[int | None, dict[Grid | str, Tensor]]) -> int:
+    return sum(one.nbytes for kept in found.values() for one in kept.values())
 
 
 def _listed(things: Iterable[Any]) -> str:

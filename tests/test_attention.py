@@ -14,9 +14,11 @@ from diffusers.models.attention_processor import (
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
 import sdkit
-from sdkit import AttentionMaps, Stage, Trace
-from sdkit.attention import Inside, grid
+from sdkit import AttentionMaps, Stage, Trace, attention
+from sdkit import maps as maps_room
+from sdkit.attention import Inside
 from sdkit.events import INNER
+from sdkit.looks import grid
 
 OPTIONS = {"seed": 3, "num_inference_steps": 2}
 ALL = ("attention", "self_attention", "block")
@@ -126,12 +128,23 @@ def test_any_processor_makes_the_output(own, processor):
     assert all(torch.allclose(value, one, atol=1e-6) for (_, _, value), one in zip(seen, truth.seen, strict=True))
 
 
-def test_chosen_words_of_large_layers_come_from_the_fused_kernels_own_sum(sd1):
-    given = {"height": 256, "width": 256, "num_inference_steps": 1}  # layers of 32x32 places
+def test_chosen_words_of_large_layers_come_from_the_fused_kernels_own_sum(sd1, monkeypatch):
+    monkeypatch.setattr(attention, "FUSED_FROM", 0)
+    monkeypatch.setattr(maps_room, "SMALL", 0)
+    given = {"height": 64, "width": 96, "num_inference_steps": 1, "num_images_per_prompt": 2}
     plain = generate(sd1, "a red star", **given)
-    every, chosen = AttentionMaps(heads=True), AttentionMaps(["star", "red"], heads=True)
+    sums = []
+
+    class Watched(AttentionMaps):
+        def read(self, look):
+            sums.append(look.logsumexp)
+            super().read(look)
+
+    every, chosen = AttentionMaps(heads=True), Watched(["star", "red"], heads=True)
     generate(sd1, **given, hooks=[every])
     assert torch.equal(generate(sd1, **given, hooks=[chosen]).latents, plain.latents)
+    assert len(sums) == 4
+    assert all(one is not None for one in sums)
     for word in ("star", "red"):
         for layer in every.layers:
             assert torch.allclose(chosen.share(word, layer=layer), every.share(word, layer=layer), atol=1e-6)
@@ -353,13 +366,15 @@ def test_an_edit_that_does_not_fit_and_a_hook_that_fails_say_where_and_leave_the
     with pytest.raises(ValueError, match=r"stage 'attention', step 0 \(t=\d+\), layer 'down_blocks.0.*shape"):
         generate(sd1, hooks=[shrink])
     with pytest.raises(KeyError) as caught:
-        generate(sd1, hooks=[stumble, AttentionMaps(["star"])], height=256, width=256)
+        generate(sd1, hooks=[stumble, AttentionMaps(["star"])])
     assert "stumble' at stage 'block', step 1" in caught.value.__notes__[0]
     assert bare(sd1.unet)
     assert torch.equal(generate(sd1).latents, plain.latents)
 
 
-def test_a_failure_within_the_fused_kernels_window_leaves_nothing(own):
+def test_a_failure_within_the_fused_kernels_window_leaves_nothing(own, monkeypatch):
+    monkeypatch.setattr(attention, "FUSED_FROM", 0)
+
     class Broken(AttnProcessor2_0):
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
             attn.to_q(hidden_states)
@@ -368,7 +383,7 @@ def test_a_failure_within_the_fused_kernels_window_leaves_nothing(own):
 
     own.unet.set_attn_processor(Broken())
     with pytest.raises(MemoryError):
-        generate(own, hooks=[AttentionMaps(["star"], layers=["up"])], height=256, width=256)
+        generate(own, hooks=[AttentionMaps(["star"], layers=["up"])])
     assert bare(own.unet)
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 

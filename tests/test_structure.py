@@ -12,6 +12,7 @@ import sdkit
 ROOT = Path(sdkit.__file__).parent
 LAYERS = {
     "events": 0,
+    "looks": 0,
     "noise": 0,
     "settings": 0,
     "attention": 1,
@@ -46,7 +47,13 @@ LAYERS = {
 }
 # Looks upwards: a value that shows itself asks the room that draws it, which needs values of that kind. They stand in
 # functions, so that nothing is imported before somebody looks, and no room needs one above it to work.
-SHOWING = {("trace", "display"), ("trace", "report"), ("generate", "display")}
+SHOWING = {
+    ("trace", "display"),
+    ("trace", "report"),
+    ("generate", "display"),
+    ("latents", "display"),
+    ("maps", "display"),
+}
 ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
 
