@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 import sdkit
-from sdkit import Stage, Trace
+from sdkit import Stage, Trace, hooks
 from sdkit.latents import psnr
 from sdkit.pictures import to_pixels
 from sdkit.tiny import drawing, judge
@@ -18,12 +18,23 @@ BEFORE, COLOURED = [words for words, _ in WORDS], [colour for _, colour in WORDS
 AFTER = [words.replace(words.split()[1], colour, 1) for words, colour in WORDS]
 
 
+WAY = {"guidance_scale": 1, "scheduler": "ddim", "num_inference_steps": 50, "seed": 0}
+
+
 def there_and_back(pictures, refinements: int) -> Trace:
     found = sdkit.invert(pictures, BEFORE, refinements=refinements)
     back = Trace()
-    way = {"guidance_scale": 1, "scheduler": "ddim", "num_inference_steps": 50}
-    sdkit.text_to_image(BEFORE, latents=found.latents, seed=0, hooks=[back], **way)
+    sdkit.text_to_image(BEFORE, latents=found.latents, hooks=[back], **WAY)
     return back
+
+
+def with_attention(pictures):
+    """Other words from the first step on, that look where the words of the way back looked."""
+    found = sdkit.invert(pictures, BEFORE)
+    back = Trace(["tokens", "attention", "self_attention"], budget="4GB")
+    sdkit.text_to_image(BEFORE, latents=found.latents, hooks=[back], **WAY)
+    kept = [hooks.keep_layout(back, until=1), hooks.keep_self_attention(back, until=0.8)]
+    return sdkit.text_to_image(AFTER, latents=found.latents, hooks=kept, **WAY).images
 
 
 def edited(images, drawn) -> str:
@@ -57,6 +68,9 @@ def main() -> None:
         print(f"{f'words at step {step}, guidance {guidance}':28} {edited(images, drawn)}")
     images = sdkit.image_to_image(pictures, AFTER, strength=0.5, seed=0).images
     print(f"{'image to image, 0.5':28} {edited(images, drawn)}")
+
+    images = with_attention(pictures)
+    print(f"{'with the attention kept':28} {edited(images, drawn)}")
 
     print("\nlongest step of a walk of 8 frames over the mean")
     for ends, asked in (((1, 2), {"prompt": "a red star"}), (("a red star", "a blue fish"), {"seed": 3})):

@@ -248,14 +248,15 @@ def keep_self_attention(trace: Any, until: float = 0.5) -> Hook:
 
     Args:
         trace: of a run with as many pictures, the same size and as many steps, recorded with
-            `Trace(["self_attention"])`.
+            `Trace(["self_attention"])`. Of a run without guidance it serves both halves of one with guidance.
     """
     source = _recorded(trace, Stage.SELF_ATTENTION)
 
     @on(Stage.SELF_ATTENTION)
     def keep_self_attention(event: Event) -> None:
         if _early(event, until):
-            event.value = source(event).to(event.value)
+            theirs = source(event).to(event.value)
+            event.value = torch.cat([theirs] * (len(event.value) // len(theirs)))
 
     return keep_self_attention
 

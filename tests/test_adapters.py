@@ -187,3 +187,20 @@ def test_what_steered_a_picture_is_asked_for_when_it_is_rerun(tmp_path):
     assert again.read_bytes() == path.read_bytes()
     with pytest.warns(UserWarning, match="control_image was"):
         sdkit.rerun(path, model=pipeline, control_image=photo(6))
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_attention_is_seen_beside_a_lora_and_an_ip_adapter_and_changes_no_bit(family, tmp_path):
+    peft = pytest.importorskip("peft")
+    pipeline = with_ip_adapter(MAKERS[family](tmp_path))
+    pipeline.unet.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    arguments = {**RUN, "ip_adapter_image": photo(3), "height": 96, "width": 64, "num_images_per_prompt": 2}
+    maps, trace = sdkit.AttentionMaps(), sdkit.Trace(["attention", "self_attention", "block"])
+    processors = {name: type(one) for name, one in pipeline.unet.attn_processors.items()}
+    seen = ours(pipeline, arguments, hooks=[maps, trace])
+    assert torch.equal(seen.latents, ours(pipeline, arguments).latents)
+    assert maps.words == ["a", "red", "star"]
+    assert maps.heat("star", picture=1).shape == (96, 64)
+    attention = trace["attention"][0].value
+    assert torch.allclose(attention.sum(-1), torch.ones(attention.shape[:-1]), atol=1e-5)
+    assert {type(one) for one in pipeline.unet.attn_processors.values()} == set(processors.values())

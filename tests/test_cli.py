@@ -114,7 +114,7 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
         (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in one of them"),
         (["interpolate", "a", "b", "--prompt", "c"], "with --prompt the ends are seeds, whole numbers"),
         (["interpolate", "a.png", "b.png", "--pictures"], "there is no picture 'a.png'"),
-        (["interpolate", "a", "b", "--model", "./nowhere"], "there is no folder './nowhere'"),
+        (["interpolate", "a", "b", "--model", "./nowhere"], "there is no file or folder './nowhere'"),
     ],
 )
 def test_usage_errors_answer_in_a_sentence_without_importing_torch(arguments, words):

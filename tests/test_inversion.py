@@ -4,12 +4,14 @@ from conftest import random_pipeline
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import sdkit
-from sdkit import Stage
+from sdkit import Stage, hooks
+from sdkit.events import INNER
 from sdkit.latents import psnr
 from sdkit.pictures import to_pixels
 from sdkit.tiny import drawing, judge
 from sdkit.tiny.grammar import COLOURS
 
+OUTER = [stage for stage in Stage if stage not in INNER]
 CAPTIONS = [
     "a purple house left of an orange tree",
     "a purple star on a white background",
@@ -30,7 +32,7 @@ def inversion(drawn):
 
 @pytest.fixture(scope="module")
 def way_back(inversion):
-    trace = sdkit.Trace()
+    trace = sdkit.Trace([*OUTER, "attention", "self_attention"], budget="2GB")
     sdkit.text_to_image(
         CAPTIONS,
         latents=inversion.latents,
@@ -67,6 +69,26 @@ def test_words_changed_on_the_way_back_recolour_the_thing_and_keep_its_shape(dra
         assert _cover(after, mask) > 0.8 * _cover(before, mask)
         outside = (to_pixels(before) - to_pixels(after))[0, :, ~mask]
         assert outside.square().mean().sqrt() < 0.15  # of a range of 2
+
+
+@pytest.mark.parametrize(("guidance_scale", "cover"), [(1, 0.93), (2, 0.85)])
+def test_the_attention_of_the_way_back_keeps_shape_and_place_under_other_words(
+    drawn, inversion, way_back, guidance_scale, cover
+):
+    edited = sdkit.text_to_image(
+        [CAPTIONS[0], *_red(CAPTIONS[1:])],
+        latents=inversion.latents,
+        guidance_scale=guidance_scale,
+        scheduler="ddim",
+        num_inference_steps=50,
+        seed=0,
+        hooks=[hooks.keep_layout(way_back, until=1), hooks.keep_self_attention(way_back, until=0.8)],
+    )
+    read = judge.trained_eye().read(edited.images)[1:]
+    assert (read[:, 1] == COLOURS.index("red") + 1).all()
+    for one, before, after in zip(drawn[1:], way_back.images[1:], edited.images[1:], strict=True):
+        mask = torch.from_numpy(one.masks[0]) > 0.5
+        assert _cover(after, mask) > cover * _cover(before, mask)
 
 
 def _red(captions):
