@@ -62,7 +62,7 @@ class Event:
     step: int | None = None  # 0 .. visits-1, which Heun and KDPM2 have nearly two of in a step
     t: int | None = None  # training timestep; 999 is pure noise
     layer: str | None = None  # which part of the model, or which of several values of a stage
-    origin: Any = None  # the run that it comes from: `sdkit.process.Run`
+    origin: Any = None  # the run that it comes from: `sdkit.runs.Run`
     edits: list[Edit] = field(default_factory=list)  # complete when the next event comes
 
     def __str__(self) -> str:

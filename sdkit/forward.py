@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sdkit import schedulers
 from sdkit.events import Event, Hook, Stage, run, tap
-from sdkit.generate import signed, surroundings
 from sdkit.latents import as_latents
 from sdkit.loading import load
 from sdkit.model import Model
 from sdkit.noise import snr
 from sdkit.pictures import to_pixels
+from sdkit.runs import signed, surroundings
 from sdkit.schedulers import NoiseSchedule
 from sdkit.settings import Settings, pick
 from sdkit.trace import Trace

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from sdkit import schedulers
 from sdkit.events import Event, Hook, Stage, run, tap
-from sdkit.generate import pictures_for, prepare, signed
 from sdkit.latents import as_latents
+from sdkit.listening import listen
 from sdkit.loading import load
 from sdkit.noise import x0_from
-from sdkit.process import Run, conditioned, listen
+from sdkit.preparation import pictures_for, prepare
+from sdkit.process import conditioned
+from sdkit.runs import Run, signed
 from sdkit.settings import Settings
 from sdkit.trace import Trace
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -15,53 +12,11 @@ from torch import Tensor
 
 from sdkit import schedulers
 from sdkit.attention import Inside
-from sdkit.events import Event, Hook, Stage, tap
-from sdkit.model import Condition, Control, Model
+from sdkit.events import Event, Stage, tap
+from sdkit.listening import distinct, listen, repeat
+from sdkit.model import Condition, Control
 from sdkit.noise import guide, prediction_from, x0_from
-from sdkit.schedulers import Visit
-from sdkit.settings import Settings
-
-Generators = list[torch.Generator] | torch.Generator | None
-
-
-@dataclass(frozen=True, eq=False)
-class History:
-    """The first steps of an earlier run, to be stepped through again without the U-Net."""
-
-    latents: list[Tensor]  # x of each step, (B, C, h, w), as its prediction saw it
-    predictions: list[Tensor]  # what was stepped along, (B, C, h, w)
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """The pictures that a run was given, checked."""
-
-    pixels: Tensor | None = None  # (N, 3, H, W) in [-1, 1] to start from, or latents (N, 4, h, w) of them; B = N * n
-    mask: Tensor | None = None  # (M, 1, H, W), 1 where to paint anew; M is 1 or N
-    control: list[Tensor] = field(default_factory=list)  # for each ControlNet (M, 3, H, W) in [0, 1]
-    ip_adapter_image: Any = None  # as diffusers takes it: PIL, or a list for several IP-Adapters
-    ip_adapter_image_embeds: list[Tensor] | None = None
-
-    def hashes(self) -> dict[str, Any]:
-        """What a record says of them: a hash of each picture, and the shapes of embeddings."""
-        embeds = self.ip_adapter_image_embeds
-        return {
-            "image": _hash(self.pixels),
-            "mask_image": _hash(self.mask),
-            "control_image": _hash(self.control or None),
-            "ip_adapter_image": _hash(self.ip_adapter_image),
-            "ip_adapter_image_embeds": embeds and [list(one.shape) for one in embeds],
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Embeds:
-    """What stands in for the words of either half."""
-
-    negative_prompt_embeds: Tensor | None = None  # (P, L, D)
-    prompt_embeds: Tensor | None = None
-    negative_pooled_prompt_embeds: Tensor | None = None  # (P, D'), of SDXL
-    pooled_prompt_embeds: Tensor | None = None
+from sdkit.runs import History, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,32 +27,6 @@ class Painting:
     noise: Tensor  # (B, C, h, w)
     mask: Tensor  # (B, 1, h, w), 1 where to paint anew
     masked: Tensor | None  # (B, C, h, w) latents of the picture without what is under the mask
-
-
-@dataclass(eq=False)
-class Run:
-    """Everything that one run of the reverse process is made from, checked and complete."""
-
-    model: Model
-    settings: Settings  # complete
-    guidance_scale: float
-    shape: tuple[int, int, int, int]  # (B, C, h, w) of the latents
-    generator: Generators  # one for each picture, or one for all
-    latents: Tensor | None  # (B, C, h, w) start noise of unit variance, drawn from the generators if None
-    pictures: Pictures
-    embeds: Embeds
-    scheduler: Any  # a fresh one
-    visits: list[Visit]  # the timesteps that it was set to
-    record: dict[str, Any]  # plain JSON values: all that makes this run but hooks
-    history: History | None = None  # of a branch
-    hooks: tuple[Hook, ...] = ()  # called in line, at the stages inside the U-Net that they name
-    token_ids: Tensor | None = None  # (2B, L) as heard; of one half where embeddings stand for the other
-    stepped: dict[int, Tensor] = field(default_factory=dict)  # what was stepped along where an x0 was edited, by step
-    stop: bool = False  # set by a hook: end with the x0 of this step
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1 and not self.model.takes_guidance
 
 
 def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
@@ -199,112 +128,6 @@ def _again(run: Run, history: History, step: int, x: Tensor) -> Tensor:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Half:
-    """What is heard of the negative prompts, or of the prompts."""
-
-    words: list[list[str]]  # for each text encoder, P prompts
-    clip_skip: int | None
-    embeds: Tensor | None  # (P, L, D), given instead of words
-    pooled: Tensor | None  # (P, D')
-    silent: bool = False  # nothing was said to a model that then hears zeros, not ""
-
-
-def _halves(run: Run) -> list[_Half]:
-    settings, given, model = run.settings, run.embeds, run.model
-    many = len(model.encoders)
-    positive = _Half(
-        [settings.prompts, settings.second_prompts][:many],
-        settings.clip_skip,
-        given.prompt_embeds,
-        given.pooled_prompt_embeds,
-    )
-    if not run.guided:
-        return [positive]
-    negative = _Half(
-        [settings.negative_prompts, settings.second_negative_prompts][:many],
-        settings.clip_skip if settings.clip_skip_negative else None,
-        given.negative_prompt_embeds,
-        given.negative_pooled_prompt_embeds,
-        silent=settings.negative_prompt is None
-        and bool(model.pipeline.config.get("force_zeros_for_empty_prompt", False)),
-    )
-    return [negative, positive]
-
-
-def listen(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor | None]]:
-    """Prompts to token ids to text embeddings (2B, L, D) and, for SDXL, pooled ones (2B, P), the negative ones first.
-
-    Embeddings that were given are no words: TOKENS then shows the other half alone, or does not come.
-    """
-    model = run.model
-    halves = _halves(run)
-    length = max((half.embeds.shape[1] for half in halves if half.embeds is not None), default=0)
-    heard, edited = yield from _tokens(run, [half for half in halves if half.embeds is None], length)
-    texts: list[Tensor | None] = []
-    wholes: list[Tensor | None] = []
-    for half in halves:
-        text, whole = half.embeds, half.pooled
-        silent = text is None and half.silent and not edited
-        if text is None:  # encoded once a prompt, as diffusers does: another batch size may round differently
-            ids = heard.pop(0)
-            if not silent:
-                text, whole = model.encode_text(ids, half.clip_skip)
-        texts.append(None if text is None else _repeat(text, run.shape[0] // len(text)))
-        wholes.append(None if whole is None else _repeat(whole, run.shape[0] // len(whole)))
-    text = _filled(texts)
-    if not model.is_xl:
-        return (yield from tap(Stage.TEXT, text)), None
-    text = yield from tap(Stage.TEXT, text)
-    return text, (yield from tap(Stage.POOLED, _filled(wholes)))
-
-
-def _filled(halves: list[Tensor | None]) -> Tensor:
-    """Both halves in one, zeros for the one that hears nothing."""
-    (known, *_) = [half for half in reversed(halves) if half is not None]
-    filled = [torch.zeros_like(known) if half is None else half for half in halves]
-    if len({half.shape for half in filled}) > 1:
-        lengths = " and ".join(str(half.shape[1]) for half in filled)
-        raise ValueError(
-            f"the text embeddings are {lengths} tokens long; give negative_prompt_embeds of equal length too"
-        )
-    return torch.cat(filled)
-
-
-def _tokens(run: Run, halves: list[_Half], length: int) -> Generator[Event, None, tuple[list[list[Tensor]], bool]]:
-    """For each half that comes as words its token ids for each text encoder, (P, L), or (B, L) where somebody made the
-    pictures of one prompt differ; and whether anybody replaced any."""
-    model, settings, each = run.model, run.settings, run.settings.num_images_per_prompt
-    if not halves:
-        return [], False
-    shown: list[list[tuple[Tensor, Tensor]]] = []  # for each text encoder, for each half: all rows, and the distinct
-    edited = False
-    for i, (name, tokenizer, _) in enumerate(model.encoders):
-        words = list(chain(*(half.words[i] for half in halves)))
-        ids = _repeat(model.tokenize(words, tokenizer, split=settings.long_prompt == "split", length=length), each)
-        seen = yield from tap(Stage.TOKENS, ids, layer=name if len(model.encoders) > 1 else None)  # (2B, L)
-        edited = edited or seen is not ids
-        shown.append(list(_distinct(seen, len(halves), each)))
-        run.token_ids = seen if run.token_ids is None else run.token_ids
-    found = []
-    for half in zip(*shown, strict=True):
-        alike = len({len(rows) for _, rows in half}) == 1
-        found.append([rows if alike else every for every, rows in half])
-    return found, edited
-
-
-def _distinct(values: Tensor, parts: int, each: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of the parts of a batch: all its rows, and one of every `each` unless someone made them differ."""
-    for part in values.chunk(parts):
-        first = part[::each]
-        yield part, first if torch.equal(_repeat(first, each), part) else part
-
-
-def _repeat(values: Tensor, each: int) -> Tensor:
-    """Every row `each` times in a row. By cat, which keeps the memory layout and so what convolutions round to."""
-    return torch.cat([row for row in torch.split(values, 1) for _ in range(each)])
-
-
 def _start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
     """x before the first step, (B, C, h, w): noise, or the encoded pictures noised up to the first timestep.
 
@@ -318,12 +141,12 @@ def _start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
     pixels, mask = given.pixels, given.mask
     x0: Tensor | None = None
     if pixels.shape[1] == 3:
-        pixels = _repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
+        pixels = repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
         pixels = yield from tap(Stage.PIXELS, pixels)
     else:
-        x0 = _repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
+        x0 = repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
     if mask is not None:
-        mask = yield from tap(Stage.MASK, _repeat(mask, run.shape[0] // len(mask)).to(model.device, model.dtype))
+        mask = yield from tap(Stage.MASK, repeat(mask, run.shape[0] // len(mask)).to(model.device, model.dtype))
     goes_on = settings.denoising_start is not None  # from where another run has stopped
     all_noise = mask is not None and settings.strength == 1 and not goes_on
     if x0 is None and not (all_noise and model.paints):
@@ -357,13 +180,13 @@ def _encode(run: Run, pixels: Tensor, layer: str | None = None) -> Generator[Eve
     model, pictures, each = run.model, run.shape[0], run.shape[0] // _given(run)
     single = not isinstance(run.generator, list)
     shared = single or run.pictures.mask is not None
-    rows = next(_distinct(pixels, 1, each))[1] if shared else pixels
+    rows = next(distinct(pixels, 1, each))[1] if shared else pixels
     posterior = torch.cat([model.encode(part) for part in ([rows] if single else torch.split(rows, 1))])
-    posterior = yield from tap(Stage.POSTERIOR, _repeat(posterior, pictures // len(posterior)), layer=layer)
+    posterior = yield from tap(Stage.POSTERIOR, repeat(posterior, pictures // len(posterior)), layer=layer)
     if shared:
-        posterior = next(_distinct(posterior, 1, each))[1]
+        posterior = next(distinct(posterior, 1, each))[1]
     latents = _sample(run, posterior).to(model.dtype)
-    scaled: Tensor = _repeat(latents, pictures // len(latents)) * model.vae.config.scaling_factor
+    scaled: Tensor = repeat(latents, pictures // len(latents)) * model.vae.config.scaling_factor
     # Inpainting repeats them by `repeat` in diffusers, which changes the memory layout, in which convolutions round.
     return scaled if run.pictures.mask is None else scaled.contiguous()
 
@@ -381,21 +204,6 @@ def _given(run: Run) -> int:
     """N, how many pictures the run was given."""
     assert run.pictures.pixels is not None
     return len(run.pictures.pixels)
-
-
-def _hash(pictures: Any) -> str | None:
-    """SHA-256 of the bytes of pictures, or of lists of them, one after another."""
-    if pictures is None:
-        return None
-    digest = hashlib.sha256()
-    rest = [pictures]
-    while rest:
-        one = rest.pop(0)
-        if isinstance(one, list | tuple):
-            rest = [*one, *rest]
-        elif one is not None:
-            digest.update(one.cpu().float().numpy().tobytes() if isinstance(one, Tensor) else one.tobytes())
-    return digest.hexdigest()
 
 
 def _noise(run: Run) -> Tensor:

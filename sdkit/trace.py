@@ -21,7 +21,7 @@ from torch import Tensor
 from sdkit.events import INNER, Edit, Event, Hook, Stage
 from sdkit.generate import branch as go_on
 from sdkit.pictures import to_pil
-from sdkit.process import History, Pictures
+from sdkit.runs import History, Pictures
 from sdkit.settings import DTYPES, pick, size_in_bytes
 from sdkit.words import Token, read_tokens
 
