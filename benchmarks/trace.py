@@ -11,6 +11,7 @@ import torch
 
 import sdkit
 from sdkit import Event, Stage, Trace
+from sdkit.model import Condition
 
 
 def seconds(work) -> float:
@@ -52,8 +53,8 @@ def main() -> None:
     large = as_of_stable_diffusion()
     small = Trace()
     sdkit.text_to_image("a red star", seed=7, hooks=[small])
-    text = small[Stage.TEXT][0].value
-    step = median_of(lambda: model.predict(torch.zeros(1, 4, 16, 16), torch.tensor(500), text))
+    condition = Condition(small[Stage.TEXT][0].value)
+    step = median_of(lambda: model.predict(torch.zeros(1, 4, 16, 16), torch.tensor(500), condition))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
         save = median_of(lambda: small.save(path))

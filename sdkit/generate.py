@@ -3,6 +3,7 @@ as a loop of your own."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from sdkit.pictures import read_settings, save_png, to_pil
 from sdkit.preparation import EMBEDS, pictures_for, prepare, prompts_for
 from sdkit.process import reverse
 from sdkit.runs import Generators, History, Pictures, Run, signed
-from sdkit.settings import Settings, Size, output_paths, pick
+from sdkit.settings import Settings, Size, output_paths
 
 T = TypeVar("T")
 STRENGTH = 0.8  # of image to image, where none is given
@@ -80,8 +81,9 @@ def _spelled_out(function: Callable[..., T]) -> Callable[..., T]:
     kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     defaults = {field.name: field.default for field in fields(Settings)}
     taken = {parameter.name for parameter in kept}
+    only = inspect.Parameter.KEYWORD_ONLY
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind)
+        inspect.Parameter(name, only, default=defaults.get(name), annotation=kind.__forward_arg__)
         for name, kind in Options.__annotations__.items()
         if name not in taken
     ]
@@ -313,10 +315,13 @@ def branch(
 
 def _prepare(prompt: Any, options: dict[str, Any], *, image: Any = None, mask_image: Any = None) -> Run:
     """The run that the arguments of the public functions ask for."""
-    known = [field.name for field in fields(Settings)]
-    asked = {name: options.pop(name) for name in known if name in options}
-    for name in options:
-        pick("argument", name, [*Options.__annotations__, "prompt", "hooks"])
+    asked = {field.name: options.pop(field.name) for field in fields(Settings) if field.name in options}
+    for name in options.keys() - Options.__annotations__.keys():
+        near = difflib.get_close_matches(name, [*Options.__annotations__, "prompt", "hooks"], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "help(sdkit.text_to_image) lists what there is"
+        if name in ("image", "mask_image"):
+            hint = "sdkit.image_to_image takes it"
+        raise TypeError(f"there is no argument {name!r} here; {hint}")
     model = load(options.get("model"))
     embeds = {name: options.get(name) for name in EMBEDS}
     settings = Settings(prompts_for(prompt, embeds), **asked)

@@ -1,3 +1,4 @@
+import inspect
 import json
 import sys
 
@@ -202,3 +203,25 @@ def test_brownian_motion_grows_from_each_pictures_own_seed(sd1):
     batch = sdkit.text_to_image("a star", num_images_per_prompt=2, seed=7, **options).latents
     alone = sdkit.text_to_image("a star", seed=8, **options).latents
     assert torch.allclose(batch[1:], alone, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"promt": "a"}, "there is no argument 'promt' here; did you mean 'prompt'?"),
+        ({"quality": 1}, r"there is no argument 'quality' here; help\(sdkit.text_to_image\) lists what there is"),
+        ({"mask_image": 1}, "there is no argument 'mask_image' here; sdkit.image_to_image takes it"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_said(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        sdkit.text_to_image("a star", **arguments)
+
+
+def test_the_signature_lists_every_option_with_its_default():
+    for function in (sdkit.text_to_image, sdkit.image_to_image, sdkit.stages):
+        parameters = inspect.signature(function).parameters
+        assert parameters["num_images_per_prompt"].default == 1
+        assert parameters["guidance_scale"].annotation == "float | None"
+        assert not any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    assert "mask_image" not in inspect.signature(sdkit.text_to_image).parameters
