@@ -37,15 +37,15 @@ class Record:
     step: int | None
     t: int | None
     edits: list[Edit]
-    source: Any  # a tensor, or the open file and the tensor's name in it
+    source: Any  # a tensor, or the open file, the tensor's name in it, and how the tensor lay in memory
     layer: str | None = None  # inside the U-Net: the name of the module there
 
     @property
     def value(self) -> Tensor:
         if isinstance(self.source, Tensor):
             return self.source
-        file, name = self.source
-        tensor: Tensor = file.get_tensor(name)
+        file, name, layout = self.source
+        tensor: Tensor = file.get_tensor(name).contiguous(memory_format=layout)
         return tensor
 
     def __repr__(self) -> str:
@@ -252,18 +252,24 @@ class Trace:
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, whole or not at all: what was there before stays until then.
 
-        The metadata holds, under "sdkit_trace", a JSON header: "format" (1), "settings", "parent", "every", "tokens",
-        "stepped", and "records", each with its stage, step, t, layer, edits and the name of its tensor.
-        docs/trace-format.md has the details.
+        The metadata holds a JSON header under "sdkit_trace", with the settings, the tokens, and for each record its stage,
+        step, t, layer, edits and the name of its tensor; docs/trace-format.md has the details.
         """
         path = Path(path).expanduser()
         if path.suffix != ".safetensors":
             raise ValueError(f"a trace is saved as safetensors, so {str(path)!r} must end in .safetensors")
         tensors: dict[str, Tensor] = {}
         names: dict[tuple[int, torch.Size], str] = {}
+        last: set[str] = set()  # tensors that lie with their channels last, in which convolutions round otherwise
 
         def name_of(value: Tensor, name: str) -> str:
             """The same memory is written once: without guidance what was guided is what was predicted."""
+            if (
+                value.dim() == 4
+                and not value.is_contiguous()
+                and value.is_contiguous(memory_format=torch.channels_last)
+            ):
+                last.add(name)
             key = (value.data_ptr(), value.shape)
             if key not in names:
                 names[key] = name
@@ -290,6 +296,7 @@ class Trace:
             "every": self.every,
             "tokens": [[[token.id, token.text, token.word] for token in row] for row in self.tokens],
             "stepped": {str(step): name_of(value, f"stepped.{step}") for step, value in stepped.items()},
+            "channels_last": sorted(last & tensors.keys()),
             "records": records,
         }
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
@@ -330,14 +337,19 @@ class Trace:
         trace = cls(every=header["every"])
         trace.settings, trace.parent = header["settings"], header["parent"]
         trace._tokens = [[Token(*token) for token in row] for row in header["tokens"]]
-        trace._stepped = {int(step): (file, name) for step, name in header["stepped"].items()}
+        last = set(header.get("channels_last", []))
+
+        def source(name: str) -> Any:
+            return file, name, torch.channels_last if name in last else torch.contiguous_format
+
+        trace._stepped = {int(step): source(name) for step, name in header["stepped"].items()}
         trace._records = [
             Record(
                 stage=Stage(r["stage"]),
                 step=r["step"],
                 t=r["t"],
                 edits=[Edit(**edit) for edit in r["edits"]],
-                source=(file, r["tensor"]),
+                source=source(r["tensor"]),
                 layer=r.get("layer"),
             )
             for r in header["records"]
