@@ -252,8 +252,8 @@ class Trace:
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, whole or not at all: what was there before stays until then.
 
-        The metadata holds a JSON header under "sdkit_trace", with the settings, the tokens, and for each record its stage,
-        step, t, layer, edits and the name of its tensor; docs/trace-format.md has the details.
+        The metadata holds a JSON header under "sdkit_trace": settings, tokens, and for each record its stage, step, t,
+        layer, edits and the name of its tensor; docs/trace-format.md has the details.
         """
         path = Path(path).expanduser()
         if path.suffix != ".safetensors":

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_pipeline
+from conftest import SD2, random_pipeline, random_xl_pipeline
 from PIL import Image
 
 import sdkit
@@ -138,9 +138,11 @@ def test_pictures_of_any_kind_are_taken(drawings, tmp_path):
     assert isinstance(sdkit.decode(sdkit.encode(drawings[0]))[0], Image.Image)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_every_function_runs_on_components_of_stable_diffusion_1_and_2(prediction_type, tmp_path):
-    pipeline = random_pipeline(tmp_path, prediction_type)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_function_runs_on_components_of_every_family(family, tmp_path):
+    makers = {"sd1": random_pipeline, "sdxl": random_xl_pipeline}
+    makers["sd2"] = lambda folder: random_pipeline(folder, "v_prediction", **SD2)
+    pipeline = makers[family](tmp_path)
     picture = draw("a red star").resize((96, 64))
     assert sdkit.round_trip(picture, model=pipeline).latents.mean.shape == (1, 4, 8, 12)
     forward = sdkit.diffuse(picture, 3, model=pipeline, seed=1)
@@ -152,3 +154,7 @@ def test_every_function_runs_on_components_of_stable_diffusion_1_and_2(predictio
     walk = sdkit.interpolate(forward.latents, back.latents, model=pipeline, frames=2)
     assert walk.images[0].size == (96, 64)
     assert sdkit.cost(pipeline).pixel.measured
+    between = sdkit.interpolate("a star", "a cat", model=pipeline, frames=3, num_inference_steps=2, seed=4)
+    alone = sdkit.text_to_image("a cat", model=pipeline, num_inference_steps=2, seed=4)
+    assert torch.equal(between.latents[-1:], alone.latents)
+    assert not torch.equal(between.latents[1], between.latents[0])
