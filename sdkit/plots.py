@@ -40,26 +40,35 @@ _SAID = {"v_prediction": "v", "sample": "{x_0}"}
 def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool = False) -> Figure:
     """The run as a film: x_t on its way from noise, and under it the x0 that each step believed in.
 
-    The last column is the finished picture, over the clean latent that it was decoded from.
+    The last column is the finished picture, over the clean latent that it was decoded from. Of a forward process, what
+    `diffuse` returns, the lower row is each x_t decoded.
+
+    Raises:
+        ValueError: the trace has nothing for the lower row.
     """
     check_picture(trace, picture)
     known, paint = levels(trace), colours(trace)
     noisy, clean = by_step(trace, Stage.LATENT), by_step(trace, Stage.DENOISED)
-    steps = spread_out(_both(noisy, clean), columns)
+    decoded = {} if clean else by_step(trace, Stage.IMAGE)
+    steps = spread_out(_both(noisy, clean or decoded), columns)
+    if not steps:
+        raise ValueError("a film strip needs the stages latent and denoised of a run, or latent and image of diffuse")
     final = [record for record in trace[Stage.LATENT] if record.step is None]
     images = [record for record in trace[Stage.IMAGE] if record.step is None]
     wide = len(steps) + bool(final)
-    with drawn(1.35 * wide + 0.9, 3.9, f"From noise to “{prompt_of(trace, picture)}”", dark=dark) as figure:
+    title = f"From noise to “{prompt_of(trace, picture)}”" if clean else "A picture drowns in noise"
+    with drawn(1.35 * wide + 0.9, 3.9, title, dark=dark) as figure:
         grid = figure.subplots(2, wide, squeeze=False)
         for column, step in enumerate(steps):
             _show(grid[0, column], paint(standard(noisy[step], known, picture)[None])[0], _step_title(step, known))
-            _show(grid[1, column], paint(clean[step].value[picture][None])[0], "")
+            below = paint(clean[step].value[picture][None])[0] if clean else decoded[step].value[picture] / 2 + 0.5
+            _show(grid[1, column], below, "")
         if final:
             _show(grid[1, -1], paint(final[0].value[picture][None])[0], "")
             last = images[0].value[picture] / 2 + 0.5 if images else paint(final[0].value[picture][None])[0]
             _show(grid[0, -1], last, "picture\n" if images else "end\n")
-        for row, name in enumerate(("$x_t$", "$x_0$")):
-            grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=16)
+        for row, name in enumerate(("$x_t$", "$x_0$" if clean else "decoded")):
+            grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=16 if name[0] == "$" else 11)
         figure.supxlabel(_colour_note(paint.true), fontsize=10, color=figure.ink.quiet)
     return figure
 

@@ -16,6 +16,7 @@ import sdkit
 from sdkit import Stage, plots
 from sdkit.reading import colours, levels
 from sdkit.schedulers import noise_schedule
+from sdkit.tiny import drawing
 
 
 def panels(figure):
@@ -70,6 +71,20 @@ def test_the_film_strip_shows_both_latents_of_chosen_steps_and_the_picture(seen)
     assert torch.allclose(shown(found[1]), paint(seen.at(2)[Stage.LATENT].value)[0].movedim(0, -1), atol=1e-5)
     assert torch.allclose(shown(found[5]), paint(seen.at(2)[Stage.DENOISED].value)[0].movedim(0, -1))
     assert torch.allclose(shown(found[3]), (seen[Stage.IMAGE][0].value[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1))
+
+
+def test_the_film_strip_of_a_forward_process_shows_each_level_decoded(tiny):
+    trace = sdkit.diffuse(drawing.draw("a red star"), 3, model=tiny, seed=1)
+    found = panels(plots.film_strip(trace))
+    assert len(found) == 6
+    for i in range(3):
+        assert torch.allclose(
+            shown(found[3 + i]), (trace.at(i)[Stage.IMAGE].value[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1)
+        )
+    trace = sdkit.Trace(["latent"])
+    sdkit.text_to_image("a star", model=tiny, num_inference_steps=1, seed=0, hooks=[trace])
+    with pytest.raises(ValueError, match="a film strip needs the stages latent and denoised of a run"):
+        plots.film_strip(trace)
 
 
 def test_the_channels_are_the_numbers_of_the_latent(seen):
