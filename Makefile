@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check notebooks clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -28,5 +28,9 @@ check: .venv/developed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Run all six and keep them with their outputs; the last trains for ten minutes.
+notebooks: .venv/developed
+	$(BIN)/python notebooks/build.py $(ONLY)
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv out site
