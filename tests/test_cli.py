@@ -221,3 +221,9 @@ def test_interpolate_between_picture_files(star, tmp_path, capsys):
     ends = [star, str(tmp_path / "cat.png")]
     assert main(["interpolate", *ends, "--pictures", "--frames", "2", "-o", str(tmp_path / "walk.mp4")]) == 0
     assert (tmp_path / "walk.mp4").stat().st_size > 500
+
+
+def test_out_of_memory_is_a_sentence_too(tmp_path, capsys):
+    size = str(2**23)
+    assert main(["generate", "a star", "--height", size, "--width", size, "-o", str(tmp_path / "out.png")]) == 2
+    assert "sdkit: error: out of memory; try a smaller height and width" in capsys.readouterr().err

@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         given.do(given)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("out of memory"):
+            raise  # nothing that somebody could do about it
         print(f"sdkit: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
