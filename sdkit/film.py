@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sdkit.events import Stage
+from sdkit.pictures import save_film
 from sdkit.reading import by_step, check_picture, colours, guided, levels, standard
-from sdkit.settings import pick
+from sdkit.settings import film_path, pick
 from sdkit.trace import Record, Trace
 
-FORMATS = (".gif", ".webp", ".mp4")
 SHOWN = (Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED, Stage.IMAGE)
 BAR = 40  # pixels of the caption
 HOLD = 1.5  # seconds that the last frame stays
@@ -42,26 +40,12 @@ def animate(
         side: pixels of the longer side of the picture, without the caption; the finished picture may be larger.
 
     Raises:
-        ValueError: the format is unknown, the trace does not hold the stage, or there is no such picture.
+        ValueError: the format is unknown, or needs what is not installed; the trace does not hold the stage; or there is
+            no such picture.
         FileNotFoundError: the folder does not exist.
-        ImportError: for MP4, imageio-ffmpeg is missing.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"a film ends in {', '.join(FORMATS)}, but the name is {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
-    made = frames(trace, stage, picture=picture, side=side, dark=dark)
-    if path.suffix.lower() == ".mp4":
-        _write_mp4(made, path, fps)
-        return path
-    if path.suffix.lower() == ".gif":  # 256 colours for each frame, the rare ones of the letters among them
-        most = Image.Quantize.MAXCOVERAGE
-        made = [frame.quantize(256, method=most, dither=Image.Dither.NONE) for frame in made]
-    times = [round(1000 / fps)] * (len(made) - 1) + [round(1000 * HOLD)]
-    more: dict[str, Any] = {"lossless": True} if path.suffix.lower() == ".webp" else {"optimize": False}
-    made[0].save(path, save_all=True, append_images=made[1:], duration=times, loop=0, **more)
-    return path
+    film_path(path)  # said before the frames are drawn
+    return save_film(frames(trace, stage, picture=picture, side=side, dark=dark), path, fps, hold=HOLD)
 
 
 def frames(
@@ -114,19 +98,3 @@ def _frame(pixels: Tensor, size: tuple[int, int], left: str, right: str, done: f
     pen.text((10, h + BAR / 2 + 3), left, fill=ink, font=font, anchor="lm")
     pen.text((w - 10, h + BAR / 2 + 3), right, fill=quiet, font=font, anchor="rm")
     return frame
-
-
-def _write_mp4(made: list[Image.Image], path: Path, fps: float) -> None:
-    try:
-        from imageio_ffmpeg import write_frames  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            'MP4 needs imageio-ffmpeg, which is not installed: pip install "sdkit-stages[plots]"'
-        ) from error
-    writer = write_frames(str(path), made[0].size, fps=fps, macro_block_size=2, quality=8)
-    writer.send(None)  # so that it starts
-    try:
-        for frame in [*made, *[made[-1]] * round(fps * HOLD)]:
-            writer.send(np.asarray(frame).tobytes())
-    finally:
-        writer.close()

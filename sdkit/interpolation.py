@@ -20,7 +20,8 @@ from sdkit.latents import Latents, check_latents, decode, encode
 from sdkit.loading import load
 from sdkit.model import Model
 from sdkit.noise import lerp, slerp
-from sdkit.settings import pick, walk_path
+from sdkit.pictures import save_film
+from sdkit.settings import pick
 
 LINES = {"linear": lerp, "spherical": slerp}
 FURTHER = 2  # times as many frames as asked for are tried further, for even steps
@@ -50,20 +51,8 @@ class Walk:
         return longest / mean if mean else 1.0
 
     def save(self, path: str | Path, *, fps: float = 8) -> Path:
-        """Write the frames as a GIF that repeats, or as an MP4 (needs the extra "plots"), by the file's ending."""
-        path = walk_path(path)
-        if path.suffix.lower() == ".gif":
-            first, *rest = self.images
-            first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-            return path
-        from imageio_ffmpeg import write_frames  # type: ignore[import-untyped]  # only who films needs it
-
-        film = write_frames(str(path), self.images[0].size, fps=fps, quality=9, macro_block_size=8)
-        film.send(None)
-        for image in self.images:
-            film.send(image.tobytes())
-        film.close()
-        return path
+        """Write the frames as a film, by the file's ending: .gif, .webp, or .mp4 (needs the extra "plots")."""
+        return save_film(self.images, path, fps)
 
 
 def interpolate(

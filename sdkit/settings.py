@@ -241,36 +241,36 @@ def output_paths(path: str | Path, pictures: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{i + 1}") for i in range(pictures)]
 
 
-def walk_path(path: str | Path) -> Path:
-    """Where a walk is to be written.
+def film_path(path: str | Path) -> Path:
+    """Where a film is to be written.
 
     Raises:
-        ValueError: the file name ends in neither .gif nor .mp4, or films cannot be written here.
+        ValueError: the file name ends in none of .gif, .webp and .mp4, or what writes MP4 is not installed.
         FileNotFoundError: its folder does not exist.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise ValueError(f"a walk is saved as .gif or .mp4, so {str(path)!r} must end in one of them")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
-    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ValueError("an MP4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg")
-    return path
+    place = _place(path, (".gif", ".webp", ".mp4"), "a film is saved as GIF, WebP or MP4")
+    if place.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ValueError('MP4 needs imageio-ffmpeg, which is not installed: pip install "sdkit-stages[plots]"')
+    return place
 
 
 def report_path(path: str | Path) -> Path:
-    """Where a report goes.
+    """Where a report is to be written.
 
     Raises:
         ValueError: the file name does not end in .html.
         FileNotFoundError: its folder does not exist.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"a report is a page, so {str(path)!r} must end in .html")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; make it first")
-    return path
+    return _place(path, (".html", ".htm"), "a report is a page")
+
+
+def _place(path: str | Path, endings: tuple[str, ...], what: str) -> Path:
+    place = Path(path).expanduser()
+    if place.suffix.lower() not in endings:
+        raise ValueError(f"{what}, so {str(path)!r} must end in {' or '.join(endings)}")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(place.parent)!r} does not exist; make it first")
+    return place
 
 
 def check_source(model: str | Path, *, allow_pickle: bool = False) -> Path | None:

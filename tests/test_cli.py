@@ -111,7 +111,7 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
             ["invert", __file__, "a", "--edit", "b", "--keep", "50"],
             "at least 1 and less than the 50 steps, but is 50",
         ),
-        (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in one of them"),
+        (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in .gif or .webp or .mp4"),
         (["interpolate", "a", "b", "--prompt", "c"], "with --prompt the ends are seeds, whole numbers"),
         (["interpolate", "a.png", "b.png", "--pictures"], "there is no picture 'a.png'"),
         (["interpolate", "a", "b", "--model", "./nowhere"], "there is no file or folder './nowhere'"),

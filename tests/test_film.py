@@ -83,7 +83,7 @@ def test_the_second_of_two_pictures_can_be_animated(sd1):
 @pytest.mark.parametrize(
     ("name", "stage", "error", "match"),
     [
-        ("run.avi", "latent", ValueError, "ends in .gif, .webp, .mp4"),
+        ("run.avi", "latent", ValueError, "must end in .gif or .webp or .mp4"),
         ("nowhere/run.gif", "latent", FileNotFoundError, "make it first"),
         ("run.gif", "latnet", ValueError, "did you mean 'latent'"),
         ("run.gif", "tokens", ValueError, "unknown stage to animate 'tokens'"),

@@ -109,7 +109,7 @@ def test_what_cannot_be_is_said_in_a_sentence(arguments, words):
 
 def test_a_file_that_is_no_film_is_refused(tmp_path):
     walk = sdkit.Walk([Image.new("RGB", (8, 8))] * 2, torch.zeros(2, 4, 1, 1), [0, 1], {})
-    with pytest.raises(ValueError, match=r"must end in one of them"):
+    with pytest.raises(ValueError, match=r"must end in .gif or .webp or .mp4"):
         walk.save(tmp_path / "walk.png")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         walk.save(tmp_path / "no" / "walk.gif")

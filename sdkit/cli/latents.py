@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
-from sdkit.settings import Settings, output_paths, walk_path
+from sdkit.settings import Settings, film_path, output_paths
 
 
 def add_to(commands: Commands) -> None:
@@ -169,7 +169,7 @@ def _invert(given: argparse.Namespace) -> None:
 
 
 def _interpolate(given: argparse.Namespace) -> None:
-    path = walk_path(given.output)
+    path = film_path(given.output)
     sheet = None if given.contact_sheet is None else output_paths(given.contact_sheet, 1)[0]
     names = ("prompt", "frames", "seed", "how", "even", "num_inference_steps", "guidance_scale")
     asked = {name: getattr(given, name) for name in names if hasattr(given, name)}
