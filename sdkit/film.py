@@ -40,7 +40,7 @@ def animate(
         side: pixels of the longer side of the picture, without the caption; the finished picture may be larger.
 
     Raises:
-        ValueError: the format is unknown, or needs what is not installed; the trace does not hold the stage; or there is
+        ValueError: the format is unknown, or needs what is not installed; the trace lacks the stage; or there is
             no such picture.
         FileNotFoundError: the folder does not exist.
     """
