@@ -10,14 +10,19 @@ from sdkit import __version__
 from sdkit.cli import latents, making
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
-    parser = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
-    parser.add_argument("--version", action="version", version=f"sdkit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    made = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
+    made.add_argument("--version", action="version", version=f"sdkit {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="command")
     making.add_to(commands)
     latents.add_to(commands)
-    given = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
+    given = parser().parse_args(arguments)
     try:
         given.do(given)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
