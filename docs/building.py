@@ -15,14 +15,22 @@ import griffe
 
 
 class Comments(griffe.Extension):
-    """Documents fields by the comments that end their lines, and reads "Example:" as the section that it is."""
+    """Documents the fields of a class by the comments that end their lines, and reads "Example:" as a section."""
 
     def on_instance(self, *, obj: griffe.Object, **_rest: Any) -> None:
         """One object of the package was read."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
-        elif obj.is_attribute and obj.parent is not None and obj.parent.is_class and (told := _comment(obj)):
-            obj.docstring = griffe.Docstring(told, lineno=obj.lineno, parent=obj)
+
+    def on_class_members(self, *, cls: griffe.Class, **_rest: Any) -> None:
+        """A class of the package was read, its members too."""
+        fields = [one for one in cls.members.values() if one.is_attribute and "property" not in one.labels]
+        told = {one.name: _comment(one) for one in fields if not one.name.startswith("_")}
+        known = [name for name, comment in told.items() if comment]
+        if cls.docstring is not None and known:
+            whole = told if any("dataclass" in decorator.callable_path for decorator in cls.decorators) else known
+            lines = [f"    {name}: {told[name] or name.replace('_', ' ') + '.'}" for name in whole]
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(lines)
 
 
 def _comment(field: griffe.Object) -> str:
