@@ -98,18 +98,18 @@ def test_the_word_loss_is_least_where_nouns_look_at_their_things():
     assert float(train.word_loss([right], emptied, said, masks, nouns)) == 0
 
 
-def test_the_whole_training_runs_from_nothing_to_a_model_that_loads(tmp_path, monkeypatch):
+def test_the_whole_training_runs_from_nothing_to_a_model_that_loads(tmp_path):
     short = Recipe(steps=2, batch=2, learning_rate=1e-3, warmup=1)
     preset = replace(
         train.PRESETS["minutes"], pictures=64, latents=40, crops=short, whole=short, text=short, denoiser=short, every=2
     )
-    monkeypatch.setitem(train.PRESETS, "minutes", preset)
     pages = []
-    folder = train.train(tmp_path, "minutes", show=pages.append)
+    folder = train.train(tmp_path, preset, show=pages.append)
     assert [page.size for page in pages] == [(408, 256)]
     assert isinstance(pages[0], Image.Image)
     picture = sdkit.text_to_image("a red star", model=folder, num_inference_steps=2).image
     assert picture.size == (64, 64)
+    assert len(train.load_file(tmp_path / "latents" / "000000.safetensors")["mean"]) == 40  # as many as were asked for
 
 
 def test_an_unknown_preset_is_refused_before_anything_is_made(tmp_path):

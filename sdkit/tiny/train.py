@@ -262,7 +262,7 @@ def cached_latents(
     for start in range(0, preset.latents, shard):
         file = folder / f"{start:06d}.safetensors"
         if not file.exists():
-            pictures, mask = drawings(range(start, start + shard), preset)
+            pictures, mask = drawings(range(start, min(start + shard, preset.latents)), preset)
             with torch.no_grad():
                 found = [
                     vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures, 50)
@@ -271,7 +271,7 @@ def cached_latents(
                 torch.cat([getattr(p, key) for p in found]).half().cpu().contiguous() for key in ("mean", "std")
             )
             save_file({"mean": mean, "std": std, "mask": mask}, file)
-            accelerator.print(f"latents: {start + shard} of {preset.latents}", flush=True)
+            accelerator.print(f"latents: {start + len(mask)} of {preset.latents}", flush=True)
         shards.append(load_file(file))
     return {key: torch.cat([tensors[key] for tensors in shards]) for key in ("mean", "std", "mask")}
 
@@ -456,16 +456,16 @@ def save(
     anatomy.tokenizer(folder / "tokenizer")  # its vocabulary also in the two files that older transformers read
 
 
-def train(out: Path, preset: str = "hours", show: Callable[[Image.Image], object] | None = None) -> Path:
+def train(out: Path, preset: str | Preset = "hours", show: Callable[[Image.Image], object] | None = None) -> Path:
     """Train every part, or go on where an earlier call was interrupted; returns the folder of the finished model.
 
     Args:
         out: folder for weights, logs and checkpoints.
         preset: "hours" for the embedded model, "minutes" for a smaller one of 64x64 pictures, each of one
-            large thing in the centre.
+            large thing in the centre; or a `Preset` of your own.
         show: called with a page of losses and pictures whenever the U-Net was looked at, in a notebook `display`.
     """
-    chosen = PRESETS[pick("preset", preset, PRESETS)]
+    chosen = preset if isinstance(preset, Preset) else PRESETS[pick("preset", preset, PRESETS)]
     out.mkdir(parents=True, exist_ok=True)
     set_seed(SEED)
     accelerator = Accelerator()
