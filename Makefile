@@ -17,6 +17,7 @@ check: .venv/developed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("sdkit needs Python 3.11 or newer; say which with make PYTHON=...") if sys.version_info < (3, 11) else None'

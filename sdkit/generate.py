@@ -106,6 +106,11 @@ class Result:
         """The first picture."""
         return self.images[0]
 
+    def __repr__(self) -> str:
+        many, (width, height) = len(self.images), self.image.size
+        told = f"{many} picture{'s' * (many > 1)} of {width}x{height}"
+        return f"<Result of {self.settings['prompt']!r}, seed {self.seeds}: {told}>"
+
     def save(self, path: str | Path) -> list[Path]:
         """Write the pictures as PNG with their settings inside: out.png, or out-1.png, out-2.png, ... for several."""
         paths = output_paths(path, len(self.images))
@@ -190,7 +195,8 @@ def image_to_image(
         prompt: what to make of it.
         strength: in (0, 1], how far to noise it: the share of the steps that is run. 1 keeps next to nothing.
         mask_image: white where to paint anew, in any form that a picture comes in, and fitted to its size. A U-Net with
-            9 channels sees mask and picture; for one with 4 the rest is put back after each step.
+            9 channels sees mask and picture; for one with 4 the rest is put back after each step, and seams are fewest
+            under a prompt for the whole picture, at a strength just below 1.
             As in diffusers, pictures that are inpainted together share the first one's draw of the latents.
         denoising_start: in (0, 1), the share of the noise schedule that `image`, then usually latents, has behind it:
             no noise is added, and `strength` is not heeded.

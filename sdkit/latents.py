@@ -47,6 +47,9 @@ class Latents:
     def __len__(self) -> int:
         return len(self.mean)
 
+    def __repr__(self) -> str:
+        return f"<Latents {tuple(self.mean.shape)}: mean {self.mean.mean():.3f}, std {self.mean.std():.3f}>"
+
     def _repr_html_(self) -> str:
         from sdkit.display import show_latents
 

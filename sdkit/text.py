@@ -20,6 +20,10 @@ class Reading:
     words: list[Word]
     hidden: Tensor  # (layers + 1, L, D): the tokens' own embeddings, then what each layer made of them
 
+    def __repr__(self) -> str:
+        words = " ".join(word.text for word in self.words)
+        return f"<Reading of {words!r}: hidden states {tuple(self.hidden.shape)}>"
+
     def of(self, word: str) -> Tensor:
         """The hidden states of a word, the mean over its tokens, (layers + 1, D).
 

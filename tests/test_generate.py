@@ -225,3 +225,10 @@ def test_the_signature_lists_every_option_with_its_default():
         assert parameters["guidance_scale"].annotation == "float | None"
         assert not any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     assert "mask_image" not in inspect.signature(sdkit.text_to_image).parameters
+
+
+def test_what_comes_back_says_what_it_is(tiny):
+    result = sdkit.text_to_image(["a star", "a cat"], seed=7, num_inference_steps=1, model=tiny)
+    assert repr(result) == "<Result of ['a star', 'a cat'], seed [7, 8]: 2 pictures of 128x128>"
+    assert repr(sdkit.encode(result.image, model=tiny)).startswith("<Latents (1, 4, 16, 16): mean ")
+    assert repr(sdkit.read_prompt("a star", model=tiny)) == "<Reading of 'a star': hidden states (4, 32, 128)>"
