@@ -35,8 +35,16 @@ def executed(path: Path, timeout: float = 900) -> Any:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]  # progress bars and warnings
+            for output in cell.outputs:
+                _keep_the_smaller_picture(output.get("data", {}))
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return notebook
+
+
+def _keep_the_smaller_picture(data: dict[str, str]) -> None:
+    """A picture of PIL comes as PNG and as JPEG; one will do."""
+    if {"image/png", "image/jpeg"} <= data.keys():
+        del data[max(("image/png", "image/jpeg"), key=lambda kind: len(data[kind]))]
 
 
 def main() -> None:

@@ -25,7 +25,14 @@ def test_a_notebook_runs_to_its_end_and_shows_what_it_says(path, monkeypatch):
     notebook = executed(path, timeout=240)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) >= 5
+    assert (
+        sum(
+            bool({"image/png", "image/jpeg"} & output.get("data", {}).keys())
+            for cell in code
+            for output in cell.outputs
+        )
+        >= 5
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
