@@ -66,10 +66,9 @@ def listen(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor | None]]:
                 text, whole = model.encode_text(ids, half.clip_skip)
         texts.append(None if text is None else repeat(text, run.shape[0] // len(text)))
         wholes.append(None if whole is None else repeat(whole, run.shape[0] // len(whole)))
-    text = _filled(texts)
+    text = yield from tap(Stage.TEXT, _filled(texts))
     if not model.is_xl:
-        return (yield from tap(Stage.TEXT, text)), None
-    text = yield from tap(Stage.TEXT, text)
+        return text, None
     return text, (yield from tap(Stage.POOLED, _filled(wholes)))
 
 
