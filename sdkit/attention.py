@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,6 +61,7 @@ class Inside:
         if self.readers or self.hooks[Stage.ATTENTION] or self.hooks[Stage.SELF_ATTENTION]:
             named = unet.named_modules()
             self.layers = [_Layer(self, name, module) for name, module in named if isinstance(module, Attention)]
+        self.cross = [layer.name for layer in self.layers if layer.stage is Stage.ATTENTION]
         self.handles: list[Any] = []  # of all that was put on modules
         self.overhearing = ExitStack()  # of a fused kernel, closed as soon as it has run
         self.step: int | None = None
@@ -100,11 +100,10 @@ class Inside:
 
     def _listen(self) -> set[str]:
         """Put hooks on the modules that have something to show; the layers that readers can expect."""
-        cross = [layer.name for layer in self.layers if layer.stage is Stage.ATTENTION]
-        chosen = [set(reader.choose(cross, self.step, self.origin)) for reader in self.readers]
+        chosen = [(reader, set(reader.choose(self.cross, self.step, self.origin))) for reader in self.readers]
         active = []
         for layer in self.layers:
-            layer.readers = [reader for reader, names in zip(self.readers, chosen, strict=True) if layer.name in names]
+            layer.readers = [reader for reader, names in chosen if layer.name in names]
             if layer.readers or self.hooks[layer.stage]:
                 layer.listen()
                 active.append(layer)
@@ -122,7 +121,7 @@ class Inside:
             blocks |= {f"up_blocks.{i}": block for i, block in enumerate(self.unet.up_blocks)}
             for name, block in blocks.items():
                 self.handles.append(block.register_forward_hook(partial(self._block, name)))
-        return set().union(*chosen)
+        return set().union(*(names for _, names in chosen))
 
     def _block(self, name: str, _module: Any, _arguments: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output  # (2B, c, h', w')
@@ -163,17 +162,19 @@ class _Layer:
 
     def listen(self) -> None:
         """Put hooks on what is needed at this step: less where nobody can change anything."""
-        module = self.module
+        module, handles = self.module, self.inside.handles
         self.found, self.mask, self.kernel = {}, None, None
         self.whole = bool(self.inside.hooks[self.stage])
-        self.few = all(reader.few() for reader in self.readers)
-        projections = {"q": "to_q", "k": "to_k", "v": "to_v"}
-        if getattr(module, "fused_projections", False):
-            projections = {"q": "to_q", "kv": "to_kv"} if module.is_cross_attention else {"qkv": "to_qkv"}
-        for letters, name in projections.items():
-            if letters != "v" or self.whole:
-                projection = getattr(module, name)
-                self.inside.handles.append(projection.register_forward_hook(partial(self._projected, letters)))
+        if module.fused_projections:
+            letters = "kv" if module.is_cross_attention else "qkv"
+            handles.append(getattr(module, f"to_{letters}").register_forward_hook(partial(self._projected, letters)))
+            if module.is_cross_attention:
+                handles.append(module.to_q.register_forward_hook(self._query))
+        else:
+            handles.append(module.to_q.register_forward_hook(self._query))
+            handles.append(module.to_k.register_forward_hook(self._key))
+            if self.whole:
+                handles.append(module.to_v.register_forward_hook(partial(self._projected, "v")))
         if self.whole:
             self._catch()
 
@@ -186,18 +187,27 @@ class _Layer:
     def _catch(self) -> None:
         self.inside.handles.append(self.module.to_out[0].register_forward_pre_hook(self._mixed))
 
-    def _projected(self, letters: str, _module: Any, _arguments: Any, output: Tensor) -> None:
-        if len(letters) == 1:
-            self.found[letters] = output
-        else:
-            self.found.update(zip(letters, output.chunk(len(letters), dim=-1), strict=True))
-        if "k" not in letters or self.whole or "q" not in self.found:
+    def _query(self, _module: Any, _arguments: Any, output: Tensor) -> None:
+        self.found["q"] = output
+
+    def _key(self, _module: Any, _arguments: Any, output: Tensor) -> None:
+        """Keys come after queries: all that readers need."""
+        self.found["k"] = output
+        if self.whole or "q" not in self.found:
             return
-        if self.few and self.found["q"].numel() >= FUSED_FROM:  # now the kernel comes
+        if self.found["q"].numel() >= FUSED_FROM and all(reader.few() for reader in self.readers):
             self.kernel = self.inside.overhearing.enter_context(_Kernel())  # type: ignore[no-untyped-call]
-            self._catch()
+            self._catch()  # now the kernel comes
         else:
             self.inside.tell(self.readers, self._look())
+
+    def _projected(self, letters: str, _module: Any, _arguments: Any, output: Tensor) -> None:
+        """Several projections in one, or the values."""
+        found = dict(zip(letters, output.chunk(len(letters), dim=-1), strict=True))
+        key = found.pop("k", None)
+        self.found.update(found)
+        if key is not None:
+            self._key(_module, _arguments, key)
 
     def _look(self) -> Look:
         module, query, key, mask = self.module, self.found["q"], self.found["k"], self.mask
@@ -224,7 +234,7 @@ class _Layer:
         look = self._look()
         before = rows([look]).to(look.query.dtype)  # (2B, heads, h*w, L)
         after = self.inside.show(self.stage, before, self.name)
-        self.inside.tell(self.readers, replace(look, probabilities=after))
+        self.inside.tell(self.readers, look._replace(probabilities=after))
         if after is before:
             return None
         # The difference alone is added: what did not change, and what an IP-Adapter mixed in, stays to the last bit.

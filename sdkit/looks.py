@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
+class Look(NamedTuple):
     """Queries and keys of one layer, as its projections gave them."""
 
     layer: str
@@ -36,8 +35,8 @@ def rows(looks: Sequence[Look], which: slice = slice(None)) -> Tensor:
         return torch.cat(known)
     one = looks[0]
     query, key = (
-        by_heads(torch.cat(parts) if len(parts) > 1 else parts[0], one.heads).flatten(0, 1)  # (looks * b * heads, n, d)
-        for parts in ([look.query[which] for look in looks], [look.key[which] for look in looks])
+        torch.cat([by_heads(part[which], one.heads) for part in parts]).flatten(0, 1)  # (looks * b * heads, n, d)
+        for parts in ([look.query for look in looks], [look.key for look in looks])
     )
     scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=one.scale)
     scores = scores.view(-1, one.heads, *scores.shape[1:])  # (looks * b, heads, h*w, L)
@@ -50,7 +49,7 @@ def columns(looks: Sequence[Look], which: slice, tokens: Sequence[int]) -> Tenso
     """The same of some tokens (looks * b, heads, h*w, tokens): exp(q.k * scale - lse) where that is known."""
     look = looks[0]
     if len(looks) > 1 or look.logsumexp is None or look.probabilities is not None or look.mask is not None:
-        return rows(looks, which)[..., tokens]
+        return rows(looks, which).index_select(-1, torch.tensor(tokens, device=look.query.device))
     query = by_heads(look.query[which], look.heads)  # (b, heads, h*w, d)
     key = by_heads(look.key[which] * look.scale, look.heads)[:, :, None, tokens]  # (b, heads, 1, tokens, d)
     # a product and a sum for each token read the queries where they lie; a matrix product would copy them first

@@ -19,7 +19,8 @@ from sdkit.words import Word, find, heard, places_of
 
 Grid = tuple[int, int]  # (h, w) of a layer
 FEW = 8  # chosen tokens up to which reading them one by one costs less than reading all
-SMALL, PILE = 2**17, 2**20  # queries of a layer that waits to be worked out together with others, and of all that wait
+SMALL, PILE = 2**17, 2**23  # queries of a layer that waits to be worked out together with others, and of all that wait
+GROUP = 2**19  # queries that are worked out in one operation, so that what comes between stays in the cache
 
 
 class AttentionMaps:
@@ -102,8 +103,8 @@ class AttentionMaps:
                 f"no layer of cross-attention begins with {' or '.join(map(repr, self.prefixes))}; there are "
                 f"{_listed(layers) or 'none'}"
             )
-        for kept in self._found.values() if self.each_step else ():  # the last step has ended
-            kept.update({name: one.cpu() for name, one in kept.items() if one.device.type != "cpu"})
+        last = self._found.get(self._step, {}) if self.each_step else {}  # it has ended
+        last.update({name: one.cpu() for name, one in last.items()})
         self._thin()
         if step is None or step % self.every:
             return []
@@ -139,8 +140,8 @@ class AttentionMaps:
         return self.chosen is not None and len(self._columns) <= FEW
 
     def read(self, look: Look) -> None:
-        """Keep what a layer did: at once if it is large, otherwise with others that are alike, in fewer operations."""
-        if look.query.numel() >= SMALL:
+        """Keep what a layer did: if it is large at once, otherwise when somebody asks, with others that are alike."""
+        if look.query.numel() >= SMALL or look.query.requires_grad:
             self._add([(self._step, look)])
             return
         self._pile.append((self._step, look))
@@ -156,7 +157,9 @@ class AttentionMaps:
             kind = look.layer if self.layered else (look.query.shape, look.key.shape, look.scale)
             alike.setdefault(kind, []).append((step, look))
         for group in alike.values():
-            self._add(group)
+            some = max(1, GROUP // group[0][1].query.numel())
+            for first in range(0, len(group), some):
+                self._add(group[first : first + some])
         if pile:
             self._thin()
         return self._found
@@ -179,6 +182,8 @@ class AttentionMaps:
             if step is None or step in self.steps:
                 some = seen[first:last]
                 one = some.sum(0) if self.heads else some.sum((0, 2)).unsqueeze(1)  # (rows, heads or 1, h*w, n)
+                if step not in (None, self._step):
+                    one = one.cpu()  # as that step's others are by now
                 kept = self._found.setdefault(step, {})
                 kept[name] = kept[name] + one if name in kept else one
             first = last
