@@ -206,4 +206,5 @@ def _stage(stage: Stage | str) -> Stage:
 
 
 def _name(hook: Hook) -> str:
-    return getattr(hook, "__qualname__", type(hook).__qualname__)
+    name: str = getattr(hook, "__qualname__", type(hook).__qualname__)
+    return name.rpartition("<locals>.")[2]  # wherever it was written

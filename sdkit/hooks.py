@@ -311,7 +311,10 @@ def _recorded(trace: Any, stage: Stage) -> Callable[[Event], Tensor]:
 
     def get(event: Event) -> Tensor:
         if (event.step, event.layer) not in records:
-            raise ValueError(f"the trace has nothing of {event}; record that run with Trace([{stage.value!r}])")
+            how = f"record that run with Trace([{stage.value!r}])"
+            if steps := sorted({step for step, _ in records if step is not None}):
+                how = f"it has steps {steps} of it: record as many as this run makes, with a larger budget if need be"
+            raise ValueError(f"the trace has nothing of {event}; {how}")
         value: Tensor = records[event.step, event.layer].value
         return value
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may reach for the network
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -30,6 +33,24 @@ from sdkit.tiny import anatomy
 # No deadline: how long an example takes says how busy the machine is. The same examples in every run.
 hypothesis.settings.register_profile("sdkit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("sdkit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kdpm2_is_made_quickly():
+    """Each KDPM2 scheduler of diffusers works out the same thousand steps in Python when it is made, a fifth of a
+    second of it: what `_sigma_to_t` has given once, it gives again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler):
+            known = {}
+
+            def remembered(self, sigma, log_sigmas, slow=kind._sigma_to_t, known=known):
+                question = (type(sigma), *(np.asarray(one).tobytes() for one in (sigma, log_sigmas)))
+                if question not in known:
+                    known[question] = slow(self, sigma, log_sigmas)
+                return known[question]
+
+            patch.setattr(kind, "_sigma_to_t", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -205,10 +205,10 @@ def test_words_that_come_or_go_are_aligned(tiny):
 def test_a_trace_that_lacks_what_a_hook_needs_is_said(tiny):
     trace = Trace(["tokens", "attention"])
     paint("a red star", 1, trace, steps=2)
-    with pytest.raises(
-        ValueError, match=r"the trace has nothing of stage 'attention', step 2.*Trace\(\['attention'\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"nothing of stage 'attention', step 2.*it has steps \[0, 1\] of it"):
         paint("a blue star", 1, hooks.keep_layout(trace), steps=4)
+    with pytest.raises(ValueError, match=r"nothing of stage 'self_attention'.*Trace\(\['self_attention'\]\)"):
+        paint("a blue star", 1, hooks.keep_self_attention(trace), steps=2)
     with pytest.raises(ValueError, match="tokens of 1 prompts for 2 pictures"):
         sdkit.text_to_image(["a cat", "a fish"], num_inference_steps=2, hooks=[hooks.keep_layout(trace)])
 

@@ -1,8 +1,7 @@
 """Recording a run, one file for it, going on from any of its steps, comparing two, running a PNG again."""
 
 import json
-import os
-import signal
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -173,17 +172,24 @@ def test_what_is_no_trace_is_refused_in_one_sentence(sd1, tmp_path):
         record(sd1)[0].save(tmp_path / "run.pt")
 
 
+def save_for_ever(trace, path, begun):
+    trace.save(path)
+    begun.set()
+    while True:
+        trace.save(path)
+
+
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_file(sd1, tmp_path):
-    path = record(sd1)[0].save(tmp_path / "run.safetensors")
-    again = "import sys, sdkit; t = sdkit.Trace.load(sys.argv[1]); print('ready', flush=True)\n"
-    again += "while True: t.save(sys.argv[1])"
-    for wait in (0.007, 0.031):
-        child = subprocess.Popen([sys.executable, "-c", again, str(path)], stdout=subprocess.PIPE)
-        assert child.stdout.readline() == b"ready\n"
+    trace, forking = record(sd1)[0], multiprocessing.get_context("fork")
+    for wait in (0.0, 0.003, 0.007, 0.013, 0.031):
+        begun = forking.Event()
+        child = forking.Process(target=save_for_ever, args=(trace, tmp_path / "run.safetensors", begun))
+        child.start()
+        assert begun.wait(timeout=60)
         time.sleep(wait)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        assert Trace.load(path).steps == list(range(6))
+        child.kill()
+        child.join()
+        assert Trace.load(tmp_path / "run.safetensors").steps == list(range(6))
 
 
 def test_an_interrupted_run_leaves_a_usable_trace_and_the_model_as_it_was(sd1, tmp_path):
