@@ -65,7 +65,7 @@ def _help() -> Iterator[str]:
     """What each command says of itself."""
     from sdkit.cli import parser
 
-    os.environ["COLUMNS"] = "92"
+    os.environ["COLUMNS"] = "80"  # as many as fit beside the contents
     (commands,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         yield f"## sdkit {name}\n\n```text\n{command.format_help()}```\n"

@@ -41,6 +41,13 @@ def main() -> None:
         both(plots.word_maps(trace, maps, ["red", "mushroom", "green", "tree", "background"], dark=dark), "words", dark)
         both(plots.compare(trace, branch, dark=dark), "branch", dark)
         both(plots.journey(walk, trace, dark=dark), "journey", dark)
+        both(plots.film_strip(trace, dark=dark), "film_strip", dark)
+        both(plots.channels(trace, dark=dark), "channels", dark)
+        both(plots.noise_schedule(trace, dark=dark), "noise_schedule", dark)
+        both(plots.guidance(trace, dark=dark), "guidance", dark)
+        both(plots.words_over_time(trace, maps, WORDS, dark=dark), "words_over_time", dark)
+        both(plots.histograms(trace, dark=dark), "histograms", dark)
+        both(plots.trajectory(trace, branch, dark=dark), "trajectory", dark)
     strips()
     photograph(trace, maps)
     for path in sorted(HERE.iterdir()):

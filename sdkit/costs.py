@@ -84,7 +84,8 @@ class Cost:
             told = f"{step.seconds:10.4g}" + ("" if step.measured else "  estimated from the operations")
             lines.append(f"{name:16} {f'{c}x{h}x{w}':>13} {c * h * w:10,} {step.flops / 1e9:13.3f} {told}")
         more, longer = self.pixel.flops / self.latent.flops, self.pixel.seconds / self.latent.seconds
-        lines.append(f"on pixels {more:.0f} times the operations and {longer:.0f} times the time")
+        longer_too = f" and {longer:.0f} times the time" if self.pixel.measured else ""
+        lines.append(f"on pixels {more:.0f} times the operations{longer_too}")
         return "\n".join(lines)
 
 

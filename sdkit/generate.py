@@ -21,10 +21,9 @@ from sdkit.pictures import read_settings, save_png, to_pil
 from sdkit.preparation import EMBEDS, pictures_for, prepare, prompts_for
 from sdkit.process import reverse
 from sdkit.runs import Generators, History, Pictures, Run, signed
-from sdkit.settings import Settings, Size, output_paths
+from sdkit.settings import STRENGTH, Settings, Size, output_paths
 
 T = TypeVar("T")
-STRENGTH = 0.8  # of image to image, where none is given
 UNHELD = ("latents", *EMBEDS, "ip_adapter_image_embeds")  # tensors that a record tells of and does not hold
 GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures of which a record holds the hash
 
@@ -193,7 +192,8 @@ def image_to_image(
             (3, H, W) of [0, 1]. With several pictures and one prompt, the prompt is for all; otherwise one each.
             A tensor (N, 4, h, w) is taken as latents.
         prompt: what to make of it.
-        strength: in (0, 1], how far to noise it: the share of the steps that is run. 1 keeps next to nothing.
+        strength: in (0, 1], 0.8 by default, how far to noise it: the share of the steps that is run. 1 keeps next to
+            nothing.
         mask_image: white where to paint anew, in any form that a picture comes in, and fitted to its size. A U-Net with
             9 channels sees mask and picture; for one with 4 the rest is put back after each step, and seams are fewest
             under a prompt for the whole picture, at a strength just below 1.

@@ -74,6 +74,8 @@ def blend(mask: Tensor, latents: Tensor) -> Hook:
 def steer(loss: Callable[[Tensor], Tensor], scale: float) -> Hook:
     """Move each x0 (B, C, h, w) down the gradient of a loss on it, `scale` times its length of one unit.
 
+    Compare `scale` with the length of x0, about the root of the number of its values: 32 for 4x16x16, 128 for 4x64x64.
+    An eighth of that at each step is strong.
     A loss on the picture decodes x0 first, with `model.vae.decode(x0 / model.vae.config.scaling_factor).sample`.
     """
 

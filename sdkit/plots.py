@@ -273,7 +273,7 @@ def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
             xlabel=f"first principal component ({part[0]:.0%} of the variance)",
             ylabel=f"second principal component ({part[1]:.0%})",
         )
-        axis.legend(title="★ clean latent", alignment="left")
+        figure.legend(title="★ clean latent", alignment="left", loc="outside lower left")
     return figure
 
 

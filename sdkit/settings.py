@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+STRENGTH = 0.8  # of image to image, where none is given
 LONG_PROMPTS = ("cut", "split")
 DTYPES = ("float32", "float16", "bfloat16")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

@@ -217,7 +217,9 @@ class Trace:
 
     def __repr__(self) -> str:
         sizes = [record.value.nbytes for record in self]
-        run = f"{self.prompt!r}, seed {self.settings.get('seed')}" if self.settings else "of no run"
+        wordless = f"of a {process} process" if (process := self.settings.get("process")) else "from embeddings"
+        told = wordless if self.prompt is None else repr(self.prompt)
+        run = f"{told}, seed {self.settings.get('seed')}" if self.settings else "of no run"
         return f"<Trace {run}: {len(self.steps)} steps, {len(sizes)} values, {sum(sizes) / 1e6:.1f} MB>"
 
     # -----------------------------------------------------------------------------------------------------------------

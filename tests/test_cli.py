@@ -147,6 +147,10 @@ def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
     assert main(["rerun", first, "-o", second]) == 0
     assert f"{second}  the same bytes as {first}" in capsys.readouterr().out
     assert Path(first).read_bytes() == Path(second).read_bytes()
+    assert main(["rerun", first, "-o", second, "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr()
+    assert "dtype was float32 and is bfloat16" in said.err
+    assert "not the same bytes" in said.out
 
 
 def test_rerun_of_what_is_no_picture_of_sdkit_is_one_sentence(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,17 @@ def _invert(given: argparse.Namespace) -> None:
         raise ValueError(f"a trace is saved as safetensors, so {given.trace!r} must end in .safetensors")
     check_model(given)
 
-    from sdkit import Trace, invert, load, round_trip, text_to_image
+    from tqdm import tqdm
+
+    from sdkit import Stage, Trace, invert, load, on, round_trip, text_to_image
     from sdkit.latents import psnr
     from sdkit.pictures import save_png, to_pixels
 
-    with own_warnings():
-        model = load(given.model, device=given.device, dtype=given.dtype)
-        found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps)
+    model = load(given.model, device=given.device, dtype=given.dtype)
+    bar = tqdm(total=2 * steps + (steps - keep if given.edit is not None else 0), unit="step", leave=False)
+    advance = on(Stage.DENOISED)(lambda _: bar.update())
+    with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
+        found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps, hooks=[advance])
         back = Trace()
         text_to_image(
             given.prompt,
@@ -153,10 +158,10 @@ def _invert(given: argparse.Namespace) -> None:
             height=found.settings["height"],
             width=found.settings["width"],
             seed=0,
-            hooks=[back],
+            hooks=[back, advance],
         )
         if given.edit is not None:
-            drawn = back.branch(keep, prompt=given.edit, guidance_scale=given.guidance_scale)
+            drawn = back.branch(keep, prompt=given.edit, guidance_scale=given.guidance_scale, hooks=[advance])
         else:
             drawn = back
         trip = round_trip(given.picture, model=model)

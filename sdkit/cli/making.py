@@ -12,7 +12,7 @@ from typing import Any
 
 from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
 from sdkit.schedulers import SCHEDULERS
-from sdkit.settings import Settings, output_paths, pick, report_path
+from sdkit.settings import STRENGTH, Settings, output_paths, pick, report_path
 
 # What only some models take: type, letter and help of each.
 _FURTHER: dict[str, tuple[type, str, str]] = {
@@ -49,7 +49,7 @@ def add_to(commands: Commands) -> None:
         "-o", "--output", default="out.png", metavar="FILE", help="PNG to write, numbered if several (default: out.png)"
     )
     add("--image", metavar="FILE", help="a picture to start from instead of noise alone")
-    add("--strength", type=float, metavar="S", help="0 to 1, how far to noise that picture (default: 0.8)")
+    add("--strength", type=float, metavar="S", help=f"0 to 1, how far to noise that picture (default: {STRENGTH})")
     add("--negative-prompt", metavar="TEXT", help="what to steer away from")
     add("--seed", type=int, metavar="N", help="start of the noise; several pictures count up from it")
     add("--num-images-per-prompt", type=int, metavar="N", help="pictures of each prompt (default: 1)")
@@ -90,26 +90,28 @@ def add_to(commands: Commands) -> None:
         "--mask-image", metavar="FILE", help="the mask under which it was painted anew, if there was one"
     )
     again.add_argument("--control-image", metavar="FILE", help="the picture that its ControlNet went by")
-    again.add_argument("--model", help="a folder, one file, or a hub id (default: what the PNG names)")
+    add_model(again, default="what the PNG names")
     again.set_defaults(do=_rerun)
 
 
 def _rerun(given: argparse.Namespace) -> None:
     (path,) = output_paths(given.output, 1)
     check_picture(given.png)
+    check_model(given)
 
-    from sdkit import rerun
+    from sdkit import load, read_settings, rerun
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries
         warnings.filterwarnings("always", message=".*may come out otherwise")
         warnings.showwarning = lambda message, *_args, **_rest: print(f"sdkit: {message}", file=sys.stderr)
+        named = given.model or read_settings(given.png)["model"]
         result = rerun(
             given.png,
             image=given.image,
             mask_image=given.mask_image,
             control_image=given.control_image,
-            model=given.model,
+            model=load(named, device=given.device, dtype=given.dtype),
         )
     result.save(path)
     same = path.read_bytes() == Path(given.png).expanduser().read_bytes()
@@ -148,7 +150,7 @@ def _generate(given: argparse.Namespace) -> None:
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
     steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if image is not None:
-        steps = int(steps * asked.get("strength", 0.8))
+        steps = int(steps * asked.get("strength", STRENGTH))
     bar = tqdm(total=steps, unit="step", leave=False)
     with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
         trace, maps = Trace(), AttentionMaps()

@@ -15,10 +15,10 @@ from sdkit.settings import DTYPES, check_source, pick
 Commands = Any  # the subparsers of argparse, whose class is private
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str = "the embedded model") -> None:
     """The options --model, --device and --dtype."""
     add = parser.add_argument
-    add("--model", default=None, help="a folder, one file, or a hub id (default: the embedded model)")
+    add("--model", default=None, help=f"a folder, one file, or a hub id (default: {default})")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
 
