@@ -98,8 +98,8 @@ def cost(model: Any = None, *, height: int | None = None, width: int | None = No
     Args:
         model: what `load` takes; the embedded model by default. Steps and guidance are its own.
         height, width: of the picture in pixels; by default the model's own.
-        patience: seconds that the step on pixels may take; where the arithmetic foresees more, as for every model on a
-            CPU, its time is estimated. With more of it that is measured, too: about ten seconds for the embedded model.
+        patience: seconds that the step on pixels may take; where the arithmetic foresees more, its time is
+            estimated. The embedded model's takes about ten on a CPU.
     """
     owner = load(model)
     high, wide = height or owner.size[0], width or owner.size[1]

@@ -374,8 +374,7 @@ class Trace:
             changes: any of prompt, negative_prompt, guidance_scale, guidance_rescale.
 
         Returns:
-            The branch as a trace of its own, the parent's steps first. `parent` tells where it parted, `images` has
-            its pictures.
+            The branch as a trace of its own, the parent's steps first. `parent` tells where it parted.
 
         Raises:
             ValueError: the steps before were not all recorded as they were, or something else was to be changed.
