@@ -272,6 +272,15 @@ def test_it_plays_to_the_end_and_pauses_on_the_way(opened, seen):
     assert play.get_attribute("aria-label") == "Play"
 
 
+def test_the_page_begins_with_the_name_of_a_thing(opened, tiny):
+    trace, maps = sdkit.Trace(), sdkit.AttentionMaps()
+    prompt = "a red mushroom left of a green tree on a yellow background"
+    sdkit.text_to_image(prompt, model=tiny, seed=6, num_inference_steps=4, hooks=[trace, maps])
+    pressed = opened(trace, maps=maps).find_elements(By.CSS_SELECTOR, "button[data-word][aria-pressed=true]")
+    assert {one.get_attribute("data-word") for one in pressed} <= {"mushroom", "tree"}
+    assert pressed
+
+
 def test_a_click_on_a_word_changes_the_heat(opened, seen, heat):
     browser = opened(seen, maps=heat)
     layer = browser.find_element(By.CSS_SELECTOR, ".heat .layer")
