@@ -62,7 +62,8 @@ class Inside:
             named = unet.named_modules()
             self.layers = [_Layer(self, name, module) for name, module in named if isinstance(module, Attention)]
         self.cross = [layer.name for layer in self.layers if layer.stage is Stage.ATTENTION]
-        self.handles: list[Any] = []  # of all that was put on modules
+        self.handles: list[Any] = []  # of what was put on modules
+        self.placed: list[tuple[dict[Any, Any], Any]] = []  # hooks without a handle, and of which module's they are
         self.overhearing = ExitStack()  # of a fused kernel, closed as soon as it has run
         self.step: int | None = None
         self.t: int | None = None
@@ -89,7 +90,9 @@ class Inside:
             self.overhearing.close()
             for handle in self.handles:
                 handle.remove()
-            self.handles = []
+            for among, hook in self.placed:
+                del among[hook]
+            self.handles, self.placed = [], []
         if missed := expected - self._met:
             if missed == {Stage.SELF_ATTENTION.value}:
                 raise ValueError(f"no self-attention here has at most {LARGEST} places, the most that is shown")
@@ -122,6 +125,12 @@ class Inside:
             for name, block in blocks.items():
                 self.handles.append(block.register_forward_hook(partial(self._block, name)))
         return set().union(*(names for _, names in chosen))
+
+    def place(self, module: Any, hook: Any) -> None:
+        """As `register_forward_hook` does, but without a handle: making and removing one for each layer at each step
+        would be half of what looking costs a small model."""
+        module._forward_hooks[hook] = hook
+        self.placed.append((module._forward_hooks, hook))
 
     def _block(self, name: str, _module: Any, _arguments: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output  # (2B, c, h', w')
@@ -169,10 +178,10 @@ class _Layer:
             letters = "kv" if module.is_cross_attention else "qkv"
             handles.append(getattr(module, f"to_{letters}").register_forward_hook(partial(self._projected, letters)))
             if module.is_cross_attention:
-                handles.append(module.to_q.register_forward_hook(self._query))
+                self.inside.place(module.to_q, self._query)
         else:
-            handles.append(module.to_q.register_forward_hook(self._query))
-            handles.append(module.to_k.register_forward_hook(self._key))
+            self.inside.place(module.to_q, self._query)
+            self.inside.place(module.to_k, self._key)
             if self.whole:
                 handles.append(module.to_v.register_forward_hook(partial(self._projected, "v")))
         if self.whole:
