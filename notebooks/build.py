@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 NOTEBOOKS = sorted(HERE.glob("[0-9]_*.ipynb"))
 
 
-def executed(path: Path, timeout: float = 900) -> Any:
+def executed(path: Path) -> Any:
     """The notebook as it is after a run in a folder of its own.
 
     Raises:
@@ -29,9 +29,7 @@ def executed(path: Path, timeout: float = 900) -> Any:
     root = str(HERE.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))  # of the kernel
     with TemporaryDirectory() as folder:
-        NotebookClient(
-            notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": folder}}
-        ).execute()
+        NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

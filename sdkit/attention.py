@@ -62,8 +62,8 @@ class Inside:
             named = unet.named_modules()
             self.layers = [_Layer(self, name, module) for name, module in named if isinstance(module, Attention)]
         self.cross = [layer.name for layer in self.layers if layer.stage is Stage.ATTENTION]
-        self.handles: list[Any] = []  # of what was put on modules
-        self.placed: list[tuple[dict[Any, Any], Any]] = []  # hooks without a handle, and of which module's they are
+        self.handles: list[Any] = []  # of the hooks before modules
+        self.placed: list[tuple[dict[Any, Any], Any]] = []  # those behind modules, and among which they are
         self.overhearing = ExitStack()  # of a fused kernel, closed as soon as it has run
         self.step: int | None = None
         self.t: int | None = None
@@ -123,7 +123,7 @@ class Inside:
             blocks |= {"mid_block": self.unet.mid_block} if self.unet.mid_block is not None else {}
             blocks |= {f"up_blocks.{i}": block for i, block in enumerate(self.unet.up_blocks)}
             for name, block in blocks.items():
-                self.handles.append(block.register_forward_hook(partial(self._block, name)))
+                self.place(block, partial(self._block, name))
         return set().union(*(names for _, names in chosen))
 
     def place(self, module: Any, hook: Any) -> None:
@@ -171,19 +171,19 @@ class _Layer:
 
     def listen(self) -> None:
         """Put hooks on what is needed at this step: less where nobody can change anything."""
-        module, handles = self.module, self.inside.handles
+        module, place = self.module, self.inside.place
         self.found, self.mask, self.kernel = {}, None, None
         self.whole = bool(self.inside.hooks[self.stage])
-        if module.fused_projections:
-            letters = "kv" if module.is_cross_attention else "qkv"
-            handles.append(getattr(module, f"to_{letters}").register_forward_hook(partial(self._projected, letters)))
-            if module.is_cross_attention:
-                self.inside.place(module.to_q, self._query)
+        if module.fused_projections and not module.is_cross_attention:
+            place(module.to_qkv, partial(self._projected, "qkv"))
         else:
-            self.inside.place(module.to_q, self._query)
-            self.inside.place(module.to_k, self._key)
-            if self.whole:
-                handles.append(module.to_v.register_forward_hook(partial(self._projected, "v")))
+            place(module.to_q, self._query)
+            if module.fused_projections:
+                place(module.to_kv, partial(self._projected, "kv"))
+            else:
+                place(module.to_k, self._key)
+                if self.whole:
+                    place(module.to_v, partial(self._projected, "v"))
         if self.whole:
             self._catch()
 

@@ -71,11 +71,14 @@ def test_words_changed_on_the_way_back_recolour_the_thing_and_keep_its_shape(dra
         assert outside.square().mean().sqrt() < 0.15  # of a range of 2
 
 
-def test_the_attention_of_the_way_back_keeps_shape_and_place_under_other_words(drawn, inversion, way_back):
+@pytest.mark.parametrize(("guidance_scale", "cover"), [(1, 0.93), (2, 0.85)])
+def test_the_attention_of_the_way_back_keeps_shape_and_place_under_other_words(
+    drawn, inversion, way_back, guidance_scale, cover
+):
     edited = sdkit.text_to_image(
         [CAPTIONS[0], *_red(CAPTIONS[1:])],
         latents=inversion.latents,
-        guidance_scale=1,
+        guidance_scale=guidance_scale,
         scheduler="ddim",
         num_inference_steps=50,
         seed=0,
@@ -85,7 +88,7 @@ def test_the_attention_of_the_way_back_keeps_shape_and_place_under_other_words(d
     assert (read[:, 1] == COLOURS.index("red") + 1).all()
     for one, before, after in zip(drawn[1:], way_back.images[1:], edited.images[1:], strict=True):
         mask = torch.from_numpy(one.masks[0]) > 0.5
-        assert _cover(after, mask) > 0.93 * _cover(before, mask)
+        assert _cover(after, mask) > cover * _cover(before, mask)
 
 
 def _red(captions):

@@ -230,7 +230,7 @@ def test_an_empty_prompt_gives_clean_pictures_of_one_or_two_things(tiny):
 def test_guidance_trades_variety_for_obedience(tiny):
     obedience, variety = [], []
     for guidance_scale in (1.0, 8.0):
-        result = sdkit.text_to_image(["a cat"] * 16, seed=0, guidance_scale=guidance_scale)
+        result = sdkit.text_to_image(["a cat"] * 24, seed=0, guidance_scale=guidance_scale)
         read = judge.trained_eye().read(result.images)
         obedience.append(int((read[:, 0] == KINDS.index("cat") + 1).sum()))
         # Of colour, size, background and place, none of which the caption gives: their entropy in nats, summed.

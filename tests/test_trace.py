@@ -172,24 +172,24 @@ def test_what_is_no_trace_is_refused_in_one_sentence(sd1, tmp_path):
         record(sd1)[0].save(tmp_path / "run.pt")
 
 
-def save_for_ever(trace, path, begun):
-    trace.save(path)
+def save_for_ever(path, begun):
+    trace = Trace.load(path)
     begun.set()
     while True:
         trace.save(path)
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_file(sd1, tmp_path):
-    trace, forking = record(sd1)[0], multiprocessing.get_context("fork")
+    path, forking = record(sd1)[0].save(tmp_path / "run.safetensors"), multiprocessing.get_context("fork")
     for wait in (0.0, 0.003, 0.007, 0.013, 0.031):
         begun = forking.Event()
-        child = forking.Process(target=save_for_ever, args=(trace, tmp_path / "run.safetensors", begun))
+        child = forking.Process(target=save_for_ever, args=(path, begun))
         child.start()
         assert begun.wait(timeout=60)
         time.sleep(wait)
         child.kill()
         child.join()
-        assert Trace.load(tmp_path / "run.safetensors").steps == list(range(6))
+        assert Trace.load(path).steps == list(range(6))
 
 
 def test_an_interrupted_run_leaves_a_usable_trace_and_the_model_as_it_was(sd1, tmp_path):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
+from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings, progress
 from sdkit.settings import Settings, film_path, output_paths
 
 
@@ -136,16 +135,12 @@ def _invert(given: argparse.Namespace) -> None:
         raise ValueError(f"a trace is saved as safetensors, so {given.trace!r} must end in .safetensors")
     check_model(given)
 
-    from tqdm import tqdm
-
-    from sdkit import Stage, Trace, invert, load, on, round_trip, text_to_image
+    from sdkit import Trace, invert, load, round_trip, text_to_image
     from sdkit.latents import psnr
     from sdkit.pictures import save_png, to_pixels
 
     model = load(given.model, device=given.device, dtype=given.dtype)
-    bar = tqdm(total=2 * steps + (steps - keep if given.edit is not None else 0), unit="step", leave=False)
-    advance = on(Stage.DENOISED)(lambda _: bar.update())
-    with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
+    with progress(2 * steps + (steps - keep if given.edit is not None else 0)) as advance:
         found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps, hooks=[advance])
         back = Trace()
         text_to_image(

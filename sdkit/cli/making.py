@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings
+from sdkit.cli.shared import Commands, add_model, check_model, check_picture, progress
 from sdkit.schedulers import SCHEDULERS
 from sdkit.settings import STRENGTH, Settings, output_paths, pick, report_path
 
@@ -105,13 +105,15 @@ def _rerun(given: argparse.Namespace) -> None:
         warnings.simplefilter("ignore")  # of the libraries
         warnings.filterwarnings("always", message=".*may come out otherwise")
         warnings.showwarning = lambda message, *_args, **_rest: print(f"sdkit: {message}", file=sys.stderr)
-        named = given.model or read_settings(given.png)["model"]
+        model = given.model
+        if given.device or given.dtype:  # otherwise `rerun` loads it, once it has seen that all pictures are there
+            model = load(model or read_settings(given.png)["model"], device=given.device, dtype=given.dtype)
         result = rerun(
             given.png,
             image=given.image,
             mask_image=given.mask_image,
             control_image=given.control_image,
-            model=load(named, device=given.device, dtype=given.dtype),
+            model=model,
         )
     result.save(path)
     same = path.read_bytes() == Path(given.png).expanduser().read_bytes()
@@ -142,21 +144,16 @@ def _generate(given: argparse.Namespace) -> None:
         raise ValueError("--mask-image was given without --image; it says where to paint a picture anew")
     check_model(given)
 
-    from tqdm import tqdm
-
-    from sdkit import AttentionMaps, Hook, Stage, Trace, contact_sheet, image_to_image, load, on, text_to_image
+    from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, load, text_to_image
 
     model = load(given.model, device=given.device, dtype=given.dtype)
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
     steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if image is not None:
         steps = int(steps * asked.get("strength", STRENGTH))
-    bar = tqdm(total=steps, unit="step", leave=False)
-    with bar, own_warnings(lambda text: bar.write(text, file=sys.stderr)):
+    with progress(steps) as advance:
         trace, maps = Trace(), AttentionMaps()
-        hooks: list[Hook] = [on(Stage.DENOISED)(lambda _: bar.update())]
-        if given.report is not None:
-            hooks += [trace, maps]
+        hooks = [advance] if given.report is None else [advance, trace, maps]
         if image is None:
             result = text_to_image(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
         else:

@@ -37,6 +37,20 @@ def check_picture(path: str) -> None:
 
 
 @contextmanager
+def progress(steps: int) -> Iterator[Any]:
+    """A bar on standard error that the hook it gives moves on, with `own_warnings` written above it."""
+    from tqdm import tqdm
+
+    from sdkit import Stage, on
+
+    with (
+        tqdm(total=steps, unit="step", leave=False) as bar,
+        own_warnings(lambda text: bar.write(text, file=sys.stderr)),
+    ):
+        yield on(Stage.DENOISED)(lambda _: bar.update())
+
+
+@contextmanager
 def own_warnings(say: Callable[[str], Any] = lambda text: print(text, file=sys.stderr)) -> Iterator[None]:
     """Warnings of sdkit in a plain line each, and none of the libraries."""
     with warnings.catch_warnings():
