@@ -17,10 +17,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 import sdkit
+from benchmarks.embedded import judge
 from sdkit import AttentionMaps
-from sdkit.attention import Inside
-from sdkit.runs import Embeds
-from sdkit.tiny import judge
+from sdkit.unet.scope import Scope
 
 PICTURES, ROUNDS = 25, 5  # how often each way takes its turn, and how often self-attention is timed
 # channels, side and number of the transformer blocks of Stable Diffusion 1.5 at 512x512
@@ -94,8 +93,8 @@ def block(channels: int) -> nn.Module:
 
 def run_like_this() -> SimpleNamespace:
     """What attention maps ask of a run: one guided picture at 512x512, of which embeddings stand for the words."""
-    text = torch.zeros(1, 77, 768)
-    return SimpleNamespace(shape=(1, 4, 64, 64), guided=True, token_ids=None, embeds=Embeds(text, text))
+    size = SimpleNamespace(height=512, width=512)
+    return SimpleNamespace(shape=(1, 4, 64, 64), guided=True, words=([[]], [[]]), settings=size)
 
 
 @torch.no_grad()
@@ -107,8 +106,8 @@ def large() -> tuple[dict[str, float], bool]:
         layers, x, outputs = block(channels), torch.randn(2, side * side, channels), {}
 
         def pass_through(name, hooks=(), layers=layers, x=x, outputs=outputs):
-            with Inside(layers, hooks, run).at(0, 999):
-                outputs[name] = layers["attn2"](x, encoder_hidden_states=text)
+            with (scope := Scope(layers, hooks, run)).at(0, 999):
+                outputs[name] = scope.unet["attn2"](x, encoder_hidden_states=text)
 
         def written_out(layers=layers, pass_through=pass_through):
             layers["attn2"].set_processor(Written())
@@ -135,10 +134,10 @@ def memory(steps: int = 3) -> tuple[float, float]:
     """MiB of the maps of all 77 tokens at 512x512: added up over any number of steps, and of one step."""
     unet = nn.ModuleList([block(channels) for channels, _ in BLOCKS])
     added_up, each = AttentionMaps(each_step=False), AttentionMaps()
-    inside, text = Inside(unet, [added_up, each], run_like_this()), torch.randn(2, 77, 768)
+    scope, text = Scope(unet, [added_up, each], run_like_this()), torch.randn(2, 77, 768)
     for step in range(steps):
-        with inside.at(step):
-            for layers, (channels, side) in zip(unet, BLOCKS, strict=True):
+        with scope.at(step):
+            for layers, (channels, side) in zip(scope.unet, BLOCKS, strict=True):
                 layers["attn2"](torch.randn(2, side * side, channels), encoder_hidden_states=text)
     return added_up.nbytes / 2**20, each.nbytes / steps / 2**20
 
@@ -148,12 +147,12 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)\n")
     times, reading, same, shift = small()
     print(f"embedded model, a picture in {times['none']:.3f} s, {PICTURES} rounds")
-    told(times, {"all words, every step": 1.05, "chosen words": 1.02})
+    report(times, {"all words, every step": 1.05, "chosen words": 1.02})
     print(f"  layers are worked out when a map is first asked for: {reading / times['none']:.4f} of the picture's time")
     print(f"  output bit-identical: {same}; written out, the latents shift by {shift:.1e}\n")
     times, same = large()
     print(f"attention layers of Stable Diffusion 1.5 at 512x512, {times['none']:.2f} s a step, {PICTURES} rounds")
-    told(times, {"chosen words": 1.005})
+    report(times, {"chosen words": 1.005})
     print(f"  output bit-identical: {same}")
     added_up, each = memory()
     print(
@@ -163,11 +162,11 @@ def main() -> None:
     print(f"\nembedded model, IoU of a noun's map with its thing at 16x16: {statistics.mean(covers):.3f} (target 0.75)")
 
 
-def told(times: dict[str, float], targets: dict[str, float]) -> None:
-    for name, found in times.items():
+def report(times: dict[str, float], targets: dict[str, float]) -> None:
+    for name, seconds_of_it in times.items():
         target = f"  (target {targets[name]})" if name in targets else ""
         if name != "none":
-            print(f"  {name:28} {found / times['none']:.4f}{target}")
+            print(f"  {name:28} {seconds_of_it / times['none']:.4f}{target}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from __future__ import annotations
 import torch
 
 import sdkit
+from benchmarks.embedded import judge
 from sdkit import Stage, Trace, hooks
-from sdkit.latents import psnr
+from sdkit.measure import psnr
 from sdkit.pictures import to_pixels
-from sdkit.tiny import drawing, judge
+from sdkit.tiny import drawing
 from sdkit.tiny.grammar import COLOURS, KINDS
 
 CHANGES = [("purple", "red"), ("blue", "orange"), ("green", "blue")]

@@ -11,7 +11,7 @@ import torch
 
 import sdkit
 from sdkit import Event, Stage, Trace
-from sdkit.model import Condition
+from sdkit.model.model import Condition
 
 
 def seconds(work) -> float:
@@ -38,13 +38,13 @@ def recording() -> float:
 def as_of_stable_diffusion(steps: int = 50) -> Trace:
     """A trace as a run of Stable Diffusion 1.5 at 512x512 leaves it, with random values."""
     trace = Trace()
-    trace(Event(Stage.TOKENS, torch.randint(0, 49408, (2, 77))))
-    trace(Event(Stage.TEXT, torch.randn(2, 77, 768)))
+    trace.record(Event(Stage.TOKENS, torch.randint(0, 49408, (2, 77))))
+    trace.record(Event(Stage.TEXT, torch.randn(2, 77, 768)))
     for step in range(steps):
         for stage, batch in ((Stage.LATENT, 1), (Stage.NOISE, 2), (Stage.GUIDED, 1), (Stage.DENOISED, 1)):
-            trace(Event(stage, torch.randn(batch, 4, 64, 64), step, 999 - step * 20))
-    trace(Event(Stage.LATENT, torch.randn(1, 4, 64, 64)))
-    trace(Event(Stage.IMAGE, torch.randn(1, 3, 512, 512)))
+            trace.record(Event(stage, torch.randn(batch, 4, 64, 64), step, 999 - step * 20))
+    trace.record(Event(Stage.LATENT, torch.randn(1, 4, 64, 64)))
+    trace.record(Event(Stage.IMAGE, torch.randn(1, 3, 512, 512)))
     return trace
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 import sdkit
 from sdkit import Stage, hooks, plots
 from sdkit.pictures import to_pixels
-from sdkit.reading import colours, levels, spread_out, standard
-from sdkit.style import DARK, LIGHT, drawn
+from sdkit.show.style import DARK, LIGHT, drawn
+from sdkit.show.view import colours, noise_share, spread_out, standard
 
 HERE = Path(__file__).parent / "pictures"
 PROMPT = "a red mushroom left of a green tree on a yellow background"
@@ -74,7 +74,7 @@ def smaller(picture: Image.Image, path: Path) -> None:
 
 def run(trace: sdkit.Trace, maps: sdkit.AttentionMaps, dark: bool) -> Any:
     """Words, tokens and embeddings; then step by step x_t, the prediction, x0 and where two words look; the picture."""
-    known, paint = levels(trace), colours(trace)
+    paint = colours(trace)
     steps = spread_out(trace.steps, COLUMNS)
     ink = DARK if dark else LIGHT
     hues = dict(zip(WORDS, (ink.second, ink.main), strict=True))
@@ -87,7 +87,7 @@ def run(trace: sdkit.Trace, maps: sdkit.AttentionMaps, dark: bool) -> Any:
             "latent": (
                 3.52,
                 "what each step\nis given, $x_t$",
-                lambda s: paint(standard(trace.at(s)[Stage.LATENT], known, 0)[None])[0],
+                lambda s: paint(standard(trace, trace.at(s)[Stage.LATENT])[None])[0],
             ),
             "guided": (2.36, "what the U-Net\npredicts, guided", lambda s: paint(trace.at(s)[Stage.GUIDED].value)[0]),
             "denoised": (1.2, "the picture it\nbelieves in, $x_0$", lambda s: believed[s]),
@@ -99,10 +99,8 @@ def run(trace: sdkit.Trace, maps: sdkit.AttentionMaps, dark: bool) -> Any:
                 axis = place(figure, left + column * (size + gap), bottom, size, size)
                 axis.imshow(show(step).movedim(0, -1).numpy())
                 if name == "latent":
-                    level = known[step]
-                    axis.set_title(
-                        f"step {step}, t = {level.t}\n{level.noise:.0%} noise", fontsize=8.5, color=ink.quiet
-                    )
+                    title = f"step {step}, t = {trace.levels[step].t}\n{noise_share(trace, step)}"
+                    axis.set_title(title, fontsize=8.5, color=ink.quiet)
         x = left + COLUMNS * (size + gap) + 0.16
         axis = place(figure, x, 1.2, 11 - x - 0.06, 11 - x - 0.06)
         axis.imshow(trace.images[0])

@@ -9,63 +9,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdkit.costs import cost
+    from sdkit import hooks
     from sdkit.events import Edit, Event, Hook, Stage, on, run, tap
-    from sdkit.film import animate
-    from sdkit.forward import diffuse
-    from sdkit.generate import Result, image_to_image, rerun, stages, text_to_image
-    from sdkit.interpolation import Walk, interpolate
-    from sdkit.inversion import invert
-    from sdkit.latents import Latents, RoundTrip, decode, encode, round_trip
-    from sdkit.loading import load
-    from sdkit.maps import AttentionMaps
-    from sdkit.model import Model
+    from sdkit.latents.autoencoder import Latents, RoundTrip, decode, encode, round_trip
+    from sdkit.latents.previews import latent_to_rgb
+    from sdkit.latents.statistics import Description, describe
+    from sdkit.model.loading import load
+    from sdkit.model.model import Model
+    from sdkit.model.schedulers import SCHEDULERS
     from sdkit.pictures import contact_sheet, read_settings
-    from sdkit.previews import latent_to_rgb
-    from sdkit.schedulers import SCHEDULERS
-    from sdkit.statistics import Description, describe
-    from sdkit.text import Reading, read_prompt
-    from sdkit.trace import Trace
-
-__version__ = "0.1.0"
+    from sdkit.process.result import Result
+    from sdkit.show import figures as plots
+    from sdkit.show.film import animate
+    from sdkit.tasks.again import rerun
+    from sdkit.tasks.cost import cost
+    from sdkit.tasks.diffuse import diffuse
+    from sdkit.tasks.generate import image_to_image, stages, text_to_image
+    from sdkit.tasks.interpolate import Walk, interpolate
+    from sdkit.tasks.invert import invert
+    from sdkit.tasks.read_prompt import Reading, read_prompt
+    from sdkit.trace.trace import Trace
+    from sdkit.unet.maps import AttentionMaps
 
 _ROOMS = {
-    "AttentionMaps": "maps",
-    "Description": "statistics",
+    "SCHEDULERS": "model.schedulers",
+    "AttentionMaps": "unet.maps",
+    "Description": "latents.statistics",
     "Edit": "events",
     "Event": "events",
     "Hook": "events",
-    "Latents": "latents",
-    "Model": "model",
-    "Reading": "text",
-    "Result": "generate",
-    "RoundTrip": "latents",
-    "SCHEDULERS": "schedulers",
+    "Latents": "latents.autoencoder",
+    "Model": "model.model",
+    "Reading": "tasks.read_prompt",
+    "Result": "process.result",
+    "RoundTrip": "latents.autoencoder",
     "Stage": "events",
-    "Trace": "trace",
-    "animate": "film",
-    "Walk": "interpolation",
+    "Trace": "trace.trace",
+    "Walk": "tasks.interpolate",
+    "animate": "show.film",
     "contact_sheet": "pictures",
-    "cost": "costs",
-    "decode": "latents",
-    "describe": "statistics",
-    "diffuse": "forward",
-    "encode": "latents",
-    "image_to_image": "generate",
-    "interpolate": "interpolation",
-    "invert": "inversion",
-    "latent_to_rgb": "previews",
-    "load": "loading",
+    "cost": "tasks.cost",
+    "decode": "latents.autoencoder",
+    "describe": "latents.statistics",
+    "diffuse": "tasks.diffuse",
+    "encode": "latents.autoencoder",
+    "hooks": "hooks",
+    "image_to_image": "tasks.generate",
+    "interpolate": "tasks.interpolate",
+    "invert": "tasks.invert",
+    "latent_to_rgb": "latents.previews",
+    "load": "model.loading",
     "on": "events",
-    "read_prompt": "text",
+    "plots": "show.figures",
+    "read_prompt": "tasks.read_prompt",
     "read_settings": "pictures",
-    "rerun": "generate",
-    "round_trip": "latents",
+    "rerun": "tasks.again",
+    "round_trip": "latents.autoencoder",
     "run": "events",
-    "stages": "generate",
+    "stages": "tasks.generate",
     "tap": "events",
-    "text_to_image": "generate",
+    "text_to_image": "tasks.generate",
 }
+_MODULES = ("hooks", "plots")  # the names that are modules of their own
 
 __all__ = [
     "SCHEDULERS",
@@ -89,12 +94,14 @@ __all__ = [
     "describe",
     "diffuse",
     "encode",
+    "hooks",
     "image_to_image",
     "interpolate",
     "invert",
     "latent_to_rgb",
     "load",
     "on",
+    "plots",
     "read_prompt",
     "read_settings",
     "rerun",
@@ -107,12 +114,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sdkit-stages")
     if name not in _ROOMS:
         raise AttributeError(f"module 'sdkit' has no attribute {name!r}")
-    value = getattr(import_module(f"sdkit.{_ROOMS[name]}"), name)
-    globals()[name] = value
+    room = import_module(f"sdkit.{_ROOMS[name]}")
+    value = globals()[name] = room if name in _MODULES else getattr(room, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

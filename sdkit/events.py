@@ -1,13 +1,12 @@
 """The whole mechanism: a process is a generator of events, and whoever drives it may look at each value or replace it.
 
-`tap` shows one value and goes on with what it is handed back, `run` drives a process with hooks, `on` narrows a hook to
-some stages. There is no second way to observe or to edit.
+`tap` shows one value and goes on with the value that it is handed back, `run` drives a process with hooks, `on` narrows
+a hook to some stages. There is no second way to observe or to edit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import update_wrapper
@@ -33,11 +32,11 @@ class Stage(StrEnum):
     LATENT = "latent"  # (B, C, h, w)      x_t before step `step`; the last one (step None) is the clean latent
     NOISE = "noise"  # (2B, C, h, w)     what the U-Net predicted, unconditional first (B without guidance)
     GUIDED = "guided"  # (B, C, h, w)      after classifier-free guidance
-    DENOISED = "denoised"  # (B, C, h, w)      x0 as this step believes it
+    DENOISED = "denoised"  # (B, C, h, w)      x0 as this step predicts it
     IMAGE = "image"  # (B, 3, H, W)      the decoded picture, in [-1, 1]
     # Inside the U-Net, once for each `layer`, and only for a hook that names them with `on`, because they cost time.
-    ATTENTION = "attention"  # (2B, heads, h*w, L)    cross-attention: how much each place heeds each token, sums to 1
-    SELF_ATTENTION = "self_attention"  # (2B, heads, h*w, h*w)  how much each place heeds each other, up to 32x32 places
+    ATTENTION = "attention"  # (2B, heads, h*w, L)    cross-attention: weight of each token at each place, sums to 1
+    SELF_ATTENTION = "self_attention"  # (2B, heads, h*w, h*w)  weight of each place at each place, up to 32x32 places
     BLOCK = "block"  # (2B, c, h', w')   output of a block; that of "mid_block" is the h-space (arXiv:2210.10960)
 
 
@@ -59,11 +58,34 @@ class Event:
 
     stage: Stage
     value: Tensor
-    step: int | None = None  # 0 .. visits-1, which Heun and KDPM2 have nearly two of in a step
-    t: int | None = None  # training timestep; 999 is pure noise
+    step: int | None = None  # index of the U-Net call, from 0; Heun and KDPM2 make two calls in most of their steps
+    t: int | None = None  # training timestep, 0 (nearly clean) to 999 (nearly pure noise)
     layer: str | None = None  # which part of the model, or which of several values of a stage
-    origin: Any = None  # the run that it comes from: `sdkit.runs.Run`
+    run: Any = None  # the run that it belongs to: `sdkit.process.run.Run`
     edits: list[Edit] = field(default_factory=list)  # complete when the next event comes
+    _known: Any = field(default=None, init=False)  # the value as the last of the edits left it
+    _later: list[Callable[[Event], Any]] = field(default_factory=list, init=False)
+
+    @property
+    def alpha(self) -> float | None:
+        """What x0 is multiplied by in this step's x = alpha * x0 + sigma * eps; None where there is no step."""
+        level = self._level()
+        return None if level is None else level.alpha
+
+    @property
+    def sigma(self) -> float | None:
+        """What noise of unit variance is multiplied by in this step's x; None where there is no step."""
+        level = self._level()
+        return None if level is None else level.sigma
+
+    def later(self, function: Callable[[Event], Any]) -> None:
+        """Have a function called once every hook and the loop that drives the run have left this event, as a `Trace`
+        does to keep the value as they left it."""
+        if function not in self._later:
+            self._later.append(function)
+
+    def _level(self) -> Any:
+        return None if self.run is None or self.step is None else self.run.levels.get(self.step)
 
     def __str__(self) -> str:
         where = f"stage {self.stage.value!r}"
@@ -91,90 +113,126 @@ def tap(
     return (yield from show(Event(stage, value, step, t, layer)))
 
 
-def show(event: Event) -> Generator[Event, None, Tensor]:
-    """What `tap` does, with an event that is made already."""
-    value = event.value
+def show(event: Event, hooks: Sequence[Hook] = ()) -> Generator[Event, None, Tensor]:
+    """Do what `tap` does with an event that is made already, once these hooks have seen it."""
+    value = event._known = event.value
     version = None if value.is_inference() else value._version
-    yield event
-    given = event.value
-    if given is value:
+    call(hooks, event)
+    try:
+        yield event
+    except GeneratorExit:  # the loop has seen enough: what it saw is what was
+        _leave(event)
+        raise
+    if event.value is not event._known:
+        _note_edit("the loop that drives the run", event, event._known)
+    if event.value is value:
         if version is not None and value._version != version:
             raise ValueError(f"{event}: the value was changed in place; assign a new tensor to event.value instead")
-        return value
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{event}: event.value must stay a tensor, but was set to a {type(given).__name__}")
+    else:
+        _check_replacement(event, value)
+        event.value = event.value.detach()
+    _leave(event)
+    return event.value
+
+
+def _check_replacement(event: Event, value: Tensor) -> None:
+    after = event.value
+    if not isinstance(after, Tensor):
+        raise TypeError(f"{event}: event.value must stay a tensor, but was set to a {type(after).__name__}")
     for what in ("shape", "dtype", "device"):
-        if getattr(given, what) != getattr(value, what):
+        if getattr(after, what) != getattr(value, what):
             raise ValueError(
-                f"{event}: event.value was set to a tensor of {what} {_plain(getattr(given, what))}, "
+                f"{event}: event.value was set to a tensor of {what} {_plain(getattr(after, what))}, "
                 f"but {what} {_plain(getattr(value, what))} is needed here"
             )
-    if not event.edits:
-        event.edits.append(_edit("whoever drives the run", value, given))
-    return given.detach()
-
-
-def _edit(hook: str, before: Tensor, after: Tensor) -> Edit:
-    change, norm = (after.detach().double() - before.double()).norm().item(), before.double().norm().item()
-    return Edit(hook, change, change / norm if norm else float("inf"))
-
-
-def _comparable(after: object, before: Tensor) -> bool:
-    return isinstance(after, Tensor) and after.shape == before.shape and after.device == before.device
 
 
 def _plain(what: object) -> str:
     return str(tuple(what)) if isinstance(what, tuple) else str(what)
 
 
+def call(hooks: Iterable[Hook], event: Event) -> None:
+    """Show an event to hooks in their order, and note which of them replaced its value.
+
+    An exception in a hook passes through unchanged, with a note that names the hook, the stage and the step.
+    """
+    for hook in hooks:
+        before = event.value
+        try:
+            hook(event)
+        except BaseException as error:
+            error.add_note(f"raised by hook {name_of(hook)!r} at {event}")
+            raise
+        if event.value is not before:
+            _note_edit(name_of(hook), event, before)
+
+
+def _note_edit(name: str, event: Event, before: Tensor) -> None:
+    after = event._known = event.value
+    if not isinstance(after, Tensor) or after.shape != before.shape or after.device != before.device:
+        return  # refused when everybody has left the event
+    change, norm = (after.detach().double() - before.double()).norm().item(), before.double().norm().item()
+    event.edits.append(Edit(name, change, change / norm if norm else float("inf")))
+
+
+def _leave(event: Event) -> None:
+    for function in event._later:
+        function(event)
+
+
 def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
     """Drive a process to its end, show each event to every hook in their order, and return what the process returns.
 
     An exception in a hook passes through unchanged, with a note that names the hook, the stage and the step.
+
+    Raises:
+        TypeError: hooks is a single one, or something in it cannot be called.
+        ValueError: a hook names a stage inside the U-Net, which events that are under way no longer show: give it to
+            the function that begins the run.
     """
-    process = hooked(events, checked(hooks))
-    while True:
-        try:
-            next(process)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
-def hooked(events: Generator[Event, None, T], hooks: Sequence[Hook]) -> Generator[Event, None, T]:
-    """The same process, each event of which every hook has seen, in their order."""
-    with closing(events):
+    hooks = checked(hooks)
+    for hook in hooks:
+        if inside := INNER & stages_of(hook):
+            raise ValueError(
+                f"{name_of(hook)!r} names {', '.join(sorted(inside))}, which is shown to the hooks of the "
+                "function that begins the run alone; give it there, as in sdkit.stages(..., hooks=[...])"
+            )
+    try:
         while True:
-            try:
-                event = next(events)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            for hook in hooks:
-                before = event.value
-                try:
-                    hook(event)
-                    if event.value is not before and _comparable(event.value, before):
-                        event.edits.append(_edit(_name(hook), before, event.value))
-                except BaseException as error:
-                    error.add_note(f"raised by hook {_name(hook)!r} at {event}")
-                    raise
-            yield event
+            event = next(events)
+            call(hooks, event)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        events.close()
 
 
 def checked(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
     """Hooks as a tuple.
 
     Raises:
-        TypeError: it is a single one.
+        TypeError: it is a single one, none, or something in it cannot be called.
     """
     if callable(hooks):
-        raise TypeError(f"hooks must be a list of functions; put {_name(hooks)!r} in brackets")
-    return tuple(hooks)
+        raise TypeError(f"hooks must be a list of functions; put {name_of(hooks)!r} in brackets")
+    if not isinstance(hooks, Iterable) or isinstance(hooks, str):
+        raise TypeError(f"hooks must be a list of functions, but is {hooks!r}")
+    chosen = tuple(hooks)
+    for hook in chosen:
+        if not callable(hook):
+            raise TypeError(f"a hook is a function that takes an Event, but hooks holds {hook!r}")
+        if isinstance(hook, type):
+            raise TypeError(f"hooks holds the class {hook.__name__}; make one of it: hooks=[{hook.__name__}()]")
+    return chosen
 
 
-def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
-    """Make a hook that is called at these stages alone. Its `stages` tells which.
+def on(*stages: Stage | str, layer: str | None = None, steps: Container[int] | None = None) -> Callable[[Hook], Hook]:
+    """Make a hook that is called at these stages alone.
+
+    Args:
+        layer: only at this part of the U-Net and what lies within it, such as "mid_block" or "up_blocks.1".
+        steps: only at these steps, such as `range(10)`.
 
     Example:
         >>> @sdkit.on(Stage.DENOISED)
@@ -187,15 +245,20 @@ def on(*stages: Stage | str) -> Callable[[Hook], Hook]:
 
     def narrow(hook: Hook) -> Hook:
         def narrowed(event: Event) -> None:
-            if event.stage in chosen:
+            if event.stage in chosen and within(event.layer, layer) and (steps is None or event.step in steps):
                 hook(event)
 
         update_wrapper(narrowed, hook)
-        narrowed.__qualname__ = _name(hook)
-        narrowed.stages = chosen  # type: ignore[attr-defined]
+        narrowed.__qualname__ = name_of(hook)
+        narrowed.stages, narrowed.layer = chosen, layer  # type: ignore[attr-defined]
         return narrowed
 
     return narrow
+
+
+def within(layer: str | None, part: str | None) -> bool:
+    """Whether a layer is this part of the U-Net or lies within it; every layer is within None."""
+    return part is None or (layer is not None and f"{layer}.".startswith(f"{part}."))
 
 
 def _stage(stage: Stage | str) -> Stage:
@@ -205,6 +268,12 @@ def _stage(stage: Stage | str) -> Stage:
         raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(Stage)}") from None
 
 
-def _name(hook: Hook) -> str:
+def stages_of(hook: Hook) -> frozenset[Stage]:
+    """The stages that a hook names; none for one that takes every event as it comes."""
+    return getattr(hook, "stages", None) or frozenset()
+
+
+def name_of(hook: Hook) -> str:
+    """The name of a hook, wherever it was written."""
     name: str = getattr(hook, "__qualname__", type(hook).__qualname__)
-    return name.rpartition("<locals>.")[2]  # wherever it was written
+    return name.rpartition("<locals>.")[2]

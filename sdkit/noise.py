@@ -7,10 +7,36 @@ holds in both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 Scalar = Tensor | float
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How noisy the sample of one step is: x = alpha * x0 + sigma * eps."""
+
+    t: int  # training timestep
+    alpha: float
+    sigma: float
+
+    @property
+    def snr(self) -> float:
+        """Signal-to-noise ratio of variances, for a signal of unit variance; infinite without noise."""
+        return float(snr(self.alpha, self.sigma)) if self.sigma else float("inf")
+
+    @property
+    def noise(self) -> float:
+        """The noise's share of the variance, in [0, 1]."""
+        return self.sigma**2 / (self.alpha**2 + self.sigma**2)
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of x for an x0 of unit variance: 1 in the variance-preserving form."""
+        return float((self.alpha**2 + self.sigma**2) ** 0.5)
 
 
 def x0_from(prediction: Tensor, x: Tensor, alpha: Scalar, sigma: Scalar, prediction_type: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -15,8 +16,6 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-
-from sdkit.settings import film_path
 
 AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
 METADATA_KEY = "sdkit"  # of the PNG text chunk that holds the settings as JSON
@@ -168,6 +167,21 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     return pictures
 
 
+def hash_of(pictures: Any) -> str | None:
+    """SHA-256 of the bytes of pictures, tensors or PIL, or of lists of them, one after another; None of None."""
+    if pictures is None:
+        return None
+    digest = hashlib.sha256()
+    rest = [pictures]
+    while rest:
+        one = rest.pop(0)
+        if isinstance(one, list | tuple):
+            rest = [*one, *rest]
+        elif one is not None:
+            digest.update(one.cpu().float().numpy().tobytes() if isinstance(one, Tensor) else one.tobytes())
+    return digest.hexdigest()
+
+
 def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Write a PNG with its settings in it, as UTF-8 JSON under the key "sdkit"."""
     info = PngInfo()
@@ -199,38 +213,3 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, g
     for i, picture in enumerate(pictures):
         page.paste(picture, (gap + i % columns * width, gap + i // columns * height))
     return page
-
-
-def save_film(frames: Sequence[Image.Image], path: str | Path, fps: float, *, hold: float = 0.0) -> Path:
-    """Write pictures of one size as a film, by the file's ending: .gif or .webp, which repeat, or .mp4 (extra "plots").
-
-    Args:
-        fps: frames a second.
-        hold: seconds that the last frame stays; by default as long as the others.
-    """
-    path = film_path(path)
-    kind = path.suffix.lower()
-    if kind == ".mp4":
-        _save_mp4([*frames, *[frames[-1]] * round(fps * hold)], path, fps)
-        return path
-    if kind == ".gif":  # 256 colours for each frame, the rare ones of small letters among them
-        most = Image.Quantize.MAXCOVERAGE
-        frames = [frame.quantize(256, method=most, dither=Image.Dither.NONE) for frame in frames]
-    times = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * (hold or 1 / fps))]
-    more: dict[str, Any] = {"lossless": True} if kind == ".webp" else {"optimize": False}
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **more)
-    return path
-
-
-def _save_mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
-    from imageio_ffmpeg import write_frames  # type: ignore[import-untyped]  # only who films needs it
-
-    width, height = frames[0].size
-    even = width + width % 2, height + height % 2  # as video wants it
-    film = write_frames(str(path), even, fps=fps, macro_block_size=2, quality=8)
-    film.send(None)  # so that it starts
-    try:
-        for frame in frames:
-            film.send(ImageOps.pad(frame, even).tobytes() if even != frame.size else frame.tobytes())
-    finally:
-        film.close()

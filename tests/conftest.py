@@ -27,7 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import sdkit
 from sdkit import Event, Stage
-from sdkit.schedulers import noise_schedule, plain
+from sdkit.model.schedulers import noise_schedule, plain
+from sdkit.noise import NoiseLevel
 from sdkit.tiny import anatomy
 
 # No deadline: how long an example takes says how busy the machine is. The same examples in every run.
@@ -225,17 +226,17 @@ def walk(tiny, seen):
     x0 = posterior.chunk(2, dim=1)[0] * tiny.vae.config.scaling_factor
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     trace, told = sdkit.Trace(), []
-    trace(Event(Stage.PIXELS, image))
-    trace(Event(Stage.POSTERIOR, posterior))
-    trace(Event(Stage.NOISE, noise))
+    trace.record(Event(Stage.PIXELS, image))
+    trace.record(Event(Stage.POSTERIOR, posterior))
+    trace.record(Event(Stage.NOISE, noise))
     for step, t in enumerate([0, 300, 600, 999]):
         alpha, sigma = float(schedule.alphas[t]), float(schedule.sigmas[t])
         x = alpha * x0 + sigma * noise
-        trace(Event(Stage.LATENT, x, step, t))
-        trace(Event(Stage.IMAGE, tiny.decode(x), step, t))
+        trace.record(Event(Stage.LATENT, x, step, t))
+        trace.record(Event(Stage.IMAGE, tiny.decode(x), step, t))
         told.append({"t": t, "alpha": alpha, "sigma": sigma, "snr": (alpha / sigma) ** 2})
-    config = {"class": type(tiny.scheduler).__name__, **plain(tiny.scheduler.config)}
-    trace.settings = {"process": "forward", "levels": told, "scheduler": config}
+        trace.levels[step] = NoiseLevel(t, alpha, sigma)
+    trace.settings = {"process": "forward", "levels": told, "scheduler": plain(tiny.scheduler)}
     return trace
 
 

@@ -8,7 +8,7 @@ PAGES = "\n".join(page.read_text(encoding="utf-8") for page in Path(__file__).pa
 
 
 def test_every_public_name_has_its_place_in_the_reference():
-    values = {"SCHEDULERS", "Hook"}  # a table of names, and a type
+    values = {"SCHEDULERS", "Hook", *sdkit._MODULES}  # a table of names, a type, and what has names of its own
     missing = [
         name
         for name in sdkit.__all__
@@ -17,10 +17,7 @@ def test_every_public_name_has_its_place_in_the_reference():
     assert not missing
 
 
-def test_every_ready_made_hook_has_its_place_in_the_reference():
-    from sdkit import hooks
-
-    own = [name for name, value in vars(hooks).items() if getattr(value, "__module__", "") == hooks.__name__]
-    assert not [
-        name for name in own if not name.startswith("_") and name != "T" and f"::: sdkit.hooks.{name}\n" not in PAGES
-    ]
+def test_every_ready_made_hook_and_every_figure_has_its_place_in_the_reference():
+    for module in (sdkit.hooks, sdkit.plots):
+        for name in module.__all__:
+            assert f"::: {getattr(module, name).__module__}.{name}\n" in PAGES, name

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,110 +11,108 @@ import pytest
 import sdkit
 
 ROOT = Path(sdkit.__file__).parent
-LAYERS = {
-    "events": 0,
-    "looks": 0,
-    "noise": 0,
-    "settings": 0,
-    "tiles": 0,
-    "attention": 1,
-    "model": 1,
-    "pictures": 1,
-    "schedulers": 1,
-    "single_file": 1,
-    "style": 1,
-    "words": 1,
-    "loading": 2,
-    "maps": 2,
-    "runs": 2,
-    "costs": 3,
-    "hooks": 3,
-    "latents": 3,
-    "listening": 3,
-    "preparation": 3,
-    "text": 3,
-    "previews": 4,
-    "process": 4,
-    "generate": 5,
-    "interpolation": 6,
-    "trace": 6,  # above generate, because a branch generates
-    "forward": 7,  # these give or read traces
-    "inversion": 7,
-    "reading": 7,
-    "statistics": 7,
-    "display": 8,
-    "film": 8,
-    "plots": 8,
-    "report": 8,
-    "cli": 9,
-    "tiny": 9,
-}
-# Looks upwards: a value that shows itself asks the room that draws it, which needs values of that kind. They stand in
-# functions, so that nothing is imported before somebody looks, and no room needs one above it to work.
-SHOWING = {
-    ("trace", "display"),
-    ("trace", "report"),
-    ("generate", "display"),
-    ("latents", "display"),
-    ("maps", "display"),
-}
-ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+GROUND = ("door", "events", "measure", "noise", "pictures")
+WINGS = (  # from the bottom up; each imports the files at the top and the wings before it
+    "inputs",
+    "tiny",
+    "model",
+    "unet",
+    "trace",
+    "process",
+    "latents",
+    "hooks",
+    "show",
+    "tasks",
+    "cli",
+)
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+LONGEST = 300  # lines of a file; a longer one gives its reason at its head
 
 
-def room_of(path):
-    return path.parts[0].removesuffix(".py")
+def parsed(path):
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-def imported_rooms(path):
-    """The rooms that a file imports, wherever in the file it does."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdkit":
-            inner = node.module.split(".")[1:2]
-            names = inner or [sdkit._ROOMS.get(alias.name, alias.name) for alias in node.names]
-            yield from (name for name in names if not name.startswith("__"))
-        elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("sdkit."))
+def dotted(path):
+    """The name of a file within sdkit: process/run.py is "process.run", and a folder's __init__ is the folder."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=str)
-def test_rooms_import_downwards_only(path):
-    room = room_of(path)
-    above = {name for name in imported_rooms(path) if name != room and LAYERS[name] >= LAYERS[room]}
-    above -= {to for here, to in SHOWING if here == room}
-    assert not above, f"{path} is on layer {LAYERS[room]} and imports {above}"
+NAMES = {dotted(path) for path in FILES}
 
 
-@pytest.mark.parametrize(("room", "above"), sorted(SHOWING))
-def test_what_shows_itself_asks_the_room_above_only_when_somebody_looks(room, above):
-    tree = ast.parse((ROOT / f"{room}.py").read_text(encoding="utf-8"))
-    asks = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == f"sdkit.{above}"]
-    assert asks
-    assert not set(asks) & set(tree.body)
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert all(any(ask in function.body for function in functions) for ask in asks)
+def imports(path):
+    """The files of sdkit that a file imports, wherever in it that is."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("sdkit."))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdkit":
+            inner = node.module.partition(".")[2]
+            for alias in node.names:
+                name = f"{inner}.{alias.name}".strip(".")
+                yield name if name in NAMES else inner or sdkit._ROOMS.get(alias.name, alias.name)
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=str)
-def test_every_room_says_what_it_is(path):
-    says = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+def wing_of(name):
+    return name.split(".")[0]
+
+
+def test_every_file_lies_in_a_wing_or_on_the_ground():
+    assert {wing_of(dotted(path)) for path in FILES} == {*WINGS, *GROUND}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if wing_of(dotted(path)) != "cli"], ids=str)
+def test_imports_run_downwards_between_wings(path):
+    wing = wing_of(dotted(path))
+    below = {*GROUND, *(WINGS[: WINGS.index(wing)] if wing in WINGS else ()), wing}
+    assert {wing_of(name) for name in imports(path)} <= below
+
+
+def test_no_file_imports_another_in_a_circle():
+    graph = {dotted(path): {name for name in imports(path) if name in NAMES} for path in FILES}
+    try:
+        TopologicalSorter({name: known - {name} for name, known in graph.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_door_upwards_leads_to_rooms_that_are_there():
+    from sdkit import door
+
+    for name, room in door._ROOMS.items():
+        assert f"def {name}(" in (ROOT / f"{room.removeprefix('sdkit.').replace('.', '/')}.py").read_text("utf-8")
+    assert not list(imports(Path("door.py")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_says_what_it_is(path):
+    says = ast.get_docstring(parsed(path))
     assert says is not None
     assert says[0].isupper()
 
 
+@pytest.mark.parametrize("wing", WINGS)
+def test_every_wing_says_what_it_may_import_and_where_to_begin(wing):
+    says = ast.get_docstring(parsed(Path(wing) / "__init__.py"))
+    assert "Imports" in says
+    assert "Read `" in says
+
+
+def test_a_long_file_gives_its_reason():
+    long = {str(path) for path in FILES if len((ROOT / path).read_text("utf-8").splitlines()) > LONGEST}
+    for path in long:
+        assert "longer than" in ast.get_docstring(parsed(path)), path
+
+
 def test_events_know_nothing_of_diffusers():
-    assert "diffusers" not in {
-        alias.name.split(".")[0]
-        for node in ast.walk(ast.parse((ROOT / "events.py").read_text(encoding="utf-8")))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
+    assert "diffusers" not in (ROOT / "events.py").read_text(encoding="utf-8")
 
 
 def test_all_is_sorted_and_complete_and_every_name_loads():
     assert sorted(sdkit.__all__) == sorted(sdkit._ROOMS)
     for name in sdkit.__all__:
         assert getattr(sdkit, name) is not None
-        assert name in dir(sdkit)
+    assert dir(sdkit) == sorted([*sdkit.__all__, "__version__"])
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -128,7 +127,49 @@ def test_every_public_name_has_a_docstring():
             assert value.__doc__, name
 
 
+def test_hooks_and_plots_are_reached_by_sdkit_alone():
+    code = "import sdkit; print(sdkit.hooks.reweight.__name__, sdkit.plots.film_strip.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "reweight film_strip"
+
+
 def test_importing_sdkit_imports_neither_torch_nor_diffusers():
     code = "import sdkit, sys; print({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+PROGRAM = """
+import sdkit
+from sdkit import Event, Stage, Trace
+
+@sdkit.on(Stage.DENOISED, steps=range(3))
+def darken(event: Event) -> None:
+    event.value = event.value * 0.9
+
+trace = Trace()
+result: sdkit.Result = sdkit.text_to_image("a star", seed=7, hooks=[darken, trace, sdkit.hooks.stop_after(3)])
+varied = sdkit.image_to_image(result.image, "a cat", strength=0.6, mask_image=None)
+steps: list[int] = trace.branch(2, prompt="a cat").steps
+for event in sdkit.stages("a star", image=result.image):
+    print(event.alpha, varied.seeds, sdkit.plots.film_strip(trace))
+"""
+
+
+def test_a_program_with_types_passes_mypy(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "mistaken.py").write_text('import sdkit\nsdkit.text_to_image("a star", guidance="much")\n')
+    options = [
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports=silent",
+        "--config-file",
+        str(ROOT.parent / "pyproject.toml"),
+    ]
+    done = subprocess.run(
+        [sys.executable, *options, str(tmp_path / "program.py"), str(tmp_path / "mistaken.py")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert "program.py" not in done.stdout, done.stdout
+    assert 'Unexpected keyword argument "guidance"' in done.stdout

@@ -1,4 +1,7 @@
-"""The command line: reads what the user wants, checks it before torch is imported, calls the functions, saves."""
+"""The command line: reads what the user wants, checks it before torch is imported, calls the functions, saves.
+
+Imports every wing, the heavy ones only when a command runs. Read `generate` first; `shared` has what commands share.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sdkit import __version__
-from sdkit.cli import latents, making
+import sdkit
+from sdkit.cli import generate, latents
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     made = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
-    made.add_argument("--version", action="version", version=f"sdkit {__version__}")
+    made.add_argument("--version", action="version", version=f"sdkit {sdkit.__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
-    making.add_to(commands)
+    generate.add_to(commands)
     latents.add_to(commands)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `sdkit`; returns the exit status: 0, or 2 for what the user should change, said in one sentence."""
-    given = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        given.do(given)
+        options.do(options)
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("out of memory"):
             raise  # nothing that somebody could do about it

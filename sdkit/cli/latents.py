@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings, progress
-from sdkit.settings import Settings, film_path, output_paths
+from sdkit.inputs.paths import film_path, picture_paths, trace_path
+from sdkit.inputs.settings import Settings
 
 
 def add_to(commands: Commands) -> None:
@@ -40,7 +41,7 @@ def add_to(commands: Commands) -> None:
     )
     add = invert.add_argument
     add("picture", help="the picture to invert")
-    add("prompt", nargs="?", default="", help="what it shows (default: nothing said)")
+    add("prompt", nargs="?", default="", help="what it shows (default: no words)")
     add("--edit", metavar="TEXT", help="other words for the later part of the way back")
     add("--keep", type=int, metavar="N", help="with --edit, first steps back under the first words (default: half)")
     add("-o", "--output", default="back.png", metavar="FILE", help="PNG of the way back (default: back.png)")
@@ -76,24 +77,24 @@ def add_to(commands: Commands) -> None:
     interpolate.set_defaults(do=_interpolate)
 
 
-def _inspect(given: argparse.Namespace) -> None:
-    (path,) = output_paths(given.output, 1)
-    check_picture(given.picture)
-    Settings("", seed=given.seed)
-    if given.timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, but is {given.timesteps}")
-    check_model(given)
+def _inspect(options: argparse.Namespace) -> None:
+    (path,) = picture_paths(options.output, 1)
+    check_picture(options.picture)
+    Settings("", seed=options.seed)
+    if options.timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, but is {options.timesteps}")
+    check_model(options)
 
     from PIL import Image
 
     from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, load, round_trip
 
     with own_warnings():
-        model = load(given.model, device=given.device, dtype=given.dtype)
-        trip = round_trip(given.picture, model=model, tiled=given.tiled)
-        picture, rgb, told = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
+        model = load(options.model, device=options.device, dtype=options.dtype)
+        trip = round_trip(options.picture, model=model, tiled=options.tiled)
+        picture, rgb, description = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
         ways = [
-            diffuse(picture, given.timesteps, space=space, seed=given.seed, model=model)
+            diffuse(picture, options.timesteps, space=space, seed=options.seed, model=model)
             for space in ("latent", "pixel")
         ]
     levels = ways[0].settings["levels"]
@@ -102,80 +103,80 @@ def _inspect(given: argparse.Namespace) -> None:
     blank = Image.new("RGB", picture.size, "white")
     rows = [[picture, trip.images[0], trip.differences[0], preview], *(way.images for way in ways)]
     contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns).save(path)
-    if given.json:
+    if options.json:
         numbers = {
             "psnr": trip.psnr[0],
             "ssim": trip.ssim[0],
             "pixel_values": trip.pixel_values,
             "latent_values": trip.latent_values,
-            "pixel_bytes": trip.pixel_bytes,
+            "pixel_bytes": trip.pixel_values,
             "latent_bytes": trip.latent_bytes,
-            "channels": [vars(channel) for channel in told.channels],
+            "channels": [vars(channel) for channel in description.channels],
             "levels": levels,
             "preview_r2": rgb.r2,
             "page": str(path),
         }
         print(json.dumps(numbers, indent=2))
         return
-    print(f"{trip}\n\n{told}\n\n{'t':>4} {'alpha':>7} {'sigma':>7} {'SNR':>10}")
+    print(f"{trip}\n\n{description}\n\n{'t':>4} {'alpha':>7} {'sigma':>7} {'SNR':>10}")
     for level in levels:
         print(f"{level['t']:4} {level['alpha']:7.4f} {level['sigma']:7.4f} {level['snr']:10.4g}")
     print(f"\n{path}  there and back, and every noise level")
 
 
-def _invert(given: argparse.Namespace) -> None:
-    (path,) = output_paths(given.output, 1)
-    check_picture(given.picture)
-    steps = given.num_inference_steps
-    Settings(given.prompt, num_inference_steps=steps, guidance_scale=given.guidance_scale)
-    keep = max(1, steps // 2) if given.keep is None else given.keep
-    if given.edit is not None and not 1 <= keep < steps:
+def _invert(options: argparse.Namespace) -> None:
+    (path,) = picture_paths(options.output, 1)
+    check_picture(options.picture)
+    steps = options.num_inference_steps
+    Settings(options.prompt, num_inference_steps=steps, guidance_scale=options.guidance_scale)
+    keep = max(1, steps // 2) if options.keep is None else options.keep
+    if options.edit is not None and not 1 <= keep < steps:
         raise ValueError(f"--keep must be at least 1 and less than the {steps} steps, but is {keep}")
-    if given.trace is not None and not given.trace.endswith(".safetensors"):
-        raise ValueError(f"a trace is saved as safetensors, so {given.trace!r} must end in .safetensors")
-    check_model(given)
+    if options.trace is not None:
+        trace_path(options.trace)
+    check_model(options)
 
     from sdkit import Trace, invert, load, round_trip, text_to_image
-    from sdkit.latents import psnr
+    from sdkit.measure import psnr
     from sdkit.pictures import save_png, to_pixels
 
-    model = load(given.model, device=given.device, dtype=given.dtype)
-    with progress(2 * steps + (steps - keep if given.edit is not None else 0)) as advance:
-        found = invert(given.picture, given.prompt, model=model, num_inference_steps=steps, hooks=[advance])
+    model = load(options.model, device=options.device, dtype=options.dtype)
+    with progress(2 * steps + (steps - keep if options.edit is not None else 0)) as advance:
+        inversion = invert(options.picture, options.prompt, model=model, num_inference_steps=steps, hooks=[advance])
         back = Trace()
         text_to_image(
-            given.prompt,
-            latents=found.latents,
+            options.prompt,
+            latents=inversion.latents,
             model=model,
             scheduler="ddim",
             num_inference_steps=steps,
             guidance_scale=1,
-            height=found.settings["height"],
-            width=found.settings["width"],
+            height=inversion.settings["height"],
+            width=inversion.settings["width"],
             seed=0,
             hooks=[back, advance],
         )
-        if given.edit is not None:
-            drawn = back.branch(keep, prompt=given.edit, guidance_scale=given.guidance_scale, hooks=[advance])
+        if options.edit is not None:
+            drawn = back.branch(keep, prompt=options.edit, guidance_scale=options.guidance_scale, hooks=[advance])
         else:
             drawn = back
-        trip = round_trip(given.picture, model=model)
+        trip = round_trip(options.picture, model=model)
     save_png(drawn.images[0], path, {**drawn.settings, "index": 0})
     near = psnr(to_pixels(trip.originals), to_pixels(back.images))[0]
-    print(f"{path}  {(given.edit or given.prompt)!r} from the noise of {given.picture}")
+    print(f"{path}  {(options.edit or options.prompt)!r} from the noise of {options.picture}")
     print(f"the way back has a PSNR of {near:.2f} dB to the picture; the autoencoder alone {trip.psnr[0]:.2f} dB")
-    if given.trace is not None:
-        print(f"{found.save(given.trace)}  the inversion, step by step")
+    if options.trace is not None:
+        print(f"{inversion.save(options.trace)}  the inversion, step by step")
 
 
-def _interpolate(given: argparse.Namespace) -> None:
-    path = film_path(given.output)
-    sheet = None if given.contact_sheet is None else output_paths(given.contact_sheet, 1)[0]
+def _interpolate(options: argparse.Namespace) -> None:
+    path = film_path(options.output)
+    sheet = None if options.contact_sheet is None else picture_paths(options.contact_sheet, 1)[0]
     names = ("prompt", "frames", "seed", "how", "even", "num_inference_steps", "guidance_scale")
-    asked = {name: getattr(given, name) for name in names if hasattr(given, name)}
+    asked = {name: getattr(options, name) for name in names if hasattr(options, name)}
     Settings("", **{name: asked[name] for name in names[5:] if name in asked}, seed=asked.get("seed"))
-    ends: list[Any] = [given.start, given.end]
-    if given.pictures:
+    ends: list[Any] = [options.start, options.end]
+    if options.pictures:
         for end in ends:
             check_picture(end)
         ends = [Path(end).expanduser() for end in ends]
@@ -183,17 +184,17 @@ def _interpolate(given: argparse.Namespace) -> None:
         if not all(end.isdecimal() for end in ends):
             raise ValueError(f"with --prompt the ends are seeds, whole numbers, but are {ends[0]!r} and {ends[1]!r}")
         ends = [int(end) for end in ends]
-    check_model(given)
+    check_model(options)
 
     from sdkit import contact_sheet, interpolate, load
 
     with own_warnings():
-        model = load(given.model, device=given.device, dtype=given.dtype)
+        model = load(options.model, device=options.device, dtype=options.dtype)
         walk = interpolate(*ends, **asked, model=model)
-    walk.save(path, fps=given.fps)
+    walk.save(path, fps=options.fps)
     if sheet is not None:
         contact_sheet(walk.images).save(sheet)
-    between = f"{len(walk.images)} frames between {given.start!r} and {given.end!r}"
+    between = f"{len(walk.images)} frames between {options.start!r} and {options.end!r}"
     print(f"{path}  {between}; the longest step is {walk.evenness:.2f} times the mean")
     if sheet is not None:
         print(f"{sheet}  all on one page")

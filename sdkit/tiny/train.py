@@ -4,6 +4,8 @@ Three stages, each on top of the one before: the autoencoder learns to pack draw
 the parts of a caption, and the U-Net learns to denoise latents under captions, with the text encoder going on beside it
 (latent diffusion, Rombach et al. 2022, arXiv:2112.10752). A run that was interrupted goes on where its last checkpoint
 stands. `--preset minutes` does the same on pictures of 64x64, small enough to watch.
+
+It is longer than other files because the three stages share their data and their presets.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdkit.settings import pick
+from sdkit import measure
+from sdkit.inputs.checks import pick
 from sdkit.tiny import anatomy, drawing, grammar
 from sdkit.tiny.fitting import Recipe, fit
 
@@ -125,9 +128,8 @@ def as_input(picture: Tensor) -> Tensor:
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean peak signal-to-noise ratio in dB of pictures in [-1, 1], each rounded to 8 bits as a file would be."""
-    a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (a, b))
-    error = (a - b).square().mean((1, 2, 3)).clamp(min=1e-3)
-    return float((10 * torch.log10(255**2 / error)).mean())
+    a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1 for x in (a, b))
+    return sum(measure.psnr(a, b)) / len(a)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""Attention: which places attend to which words and to which places, taken from another run or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdkit.events import Event, Hook, Stage, on
+from sdkit.unet.maps import AttentionMaps
+
+
+def reweight(word: str, factor: float) -> Hook:
+    """Multiply the attention that a word gets by `factor`: above 1 there is more of it, below 1 less (Hertz et al.
+    2022, arXiv:2208.01626, section 3)."""
+
+    @on(Stage.ATTENTION)
+    def reweight(event: Event) -> None:
+        scale = torch.ones(len(event.value), 1, 1, event.value.shape[-1])
+        run = event.run
+        for row, places in enumerate(run.keep(reweight, lambda: run.places(word)), start=-run.shape[0]):
+            scale[row, ..., places] = factor
+        event.value = event.value * scale.to(event.value)
+
+    return reweight
+
+
+def keep_layout(trace: Any, until: float = 0.8) -> Hook:
+    """Use the attention of another run, in the first `until` of the steps: another word in the same place makes the
+    same layout with another thing in it (prompt-to-prompt, Hertz et al. 2022, arXiv:2208.01626).
+
+    Tokens that both prompts share get the attention that they had; one instead of another takes over its attention;
+    those that are new keep their own.
+
+    Args:
+        trace: of a run from the same seed with as many steps, recorded with `Trace(["tokens", "attention"])`.
+    """
+    source = _recorded(trace, Stage.ATTENTION)
+
+    @on(Stage.ATTENTION)
+    def keep_layout(event: Event) -> None:
+        if not _early(event, until):
+            return
+        run = event.run
+        moves, free = run.keep(keep_layout, lambda: _alignment(trace, run))  # (B, L', L), (B, 1, 1, L)
+        pictures = len(moves)
+        theirs = source(event)[-pictures:].to(event.value)  # (B, heads, h*w, L')
+        ours = event.value[-pictures:]
+        moved = theirs @ moves.to(ours)[:, None] + ours * free.to(ours)
+        event.value = torch.cat([event.value[:-pictures], moved])
+
+    return keep_layout
+
+
+def keep_self_attention(trace: Any, until: float = 0.5) -> Hook:
+    """Use the self-attention of another run, in the first `until` of the steps: shapes stay (Tumanyan et al. 2022,
+    arXiv:2211.12572).
+
+    Args:
+        trace: of a run with as many pictures, the same size and as many steps, recorded with
+            `Trace(["self_attention"])`. Of a run without guidance it serves both halves of one with guidance.
+    """
+    source = _recorded(trace, Stage.SELF_ATTENTION)
+
+    @on(Stage.SELF_ATTENTION)
+    def keep_self_attention(event: Event) -> None:
+        if _early(event, until):
+            theirs = source(event).to(event.value)
+            event.value = torch.cat([theirs] * (len(event.value) // len(theirs)))
+
+    return keep_self_attention
+
+
+def local_blend(trace: Any, maps: AttentionMaps, word: str, threshold: float = 0.3) -> Hook:
+    """Change another run's picture only where a word acts: elsewhere each x0 is that of its trace (local blend of
+    prompt-to-prompt, arXiv:2208.01626, section 4). Use it with `keep_layout`, so that the word acts at the same place.
+
+    Args:
+        trace: of a run from the same seed with as many steps, recorded with "denoised".
+        maps: of that run, or those that this run is recording, among its hooks.
+        threshold: of `maps.heat(word)`, in [0, 1].
+    """
+    source = _recorded(trace, Stage.DENOISED)
+
+    @on(Stage.DENOISED)
+    def local_blend(event: Event) -> None:
+        x0 = event.value
+        heats = torch.stack([maps.heat(word, picture=i) for i in range(len(x0))])[:, None]  # (B, 1, H, W)
+        mask = (F.interpolate(heats, x0.shape[2:], mode="area") >= threshold).to(x0)  # (B, 1, h, w)
+        event.value = torch.lerp(source(event).to(x0), x0, mask)
+
+    return local_blend
+
+
+def _early(event: Event, until: float) -> bool:
+    return event.step is not None and event.step < until * len(event.run.visits)
+
+
+def _recorded(trace: Any, stage: Stage) -> Callable[[Event], Tensor]:
+    """What a trace holds of the same step and layer as an event."""
+    records = {(record.step, record.layer): record for record in trace[stage]}
+
+    def get(event: Event) -> Tensor:
+        if (event.step, event.layer) not in records:
+            how = f"record that run with Trace([{stage.value!r}])"
+            if steps := sorted({step for step, _ in records if step is not None}):
+                how = f"it has steps {steps} of it: record as many as this run makes, with a larger budget if need be"
+            raise ValueError(f"the trace has nothing of {event}; {how}")
+        value: Tensor = records[event.step, event.layer].value
+        return value
+
+    return get
+
+
+def _alignment(trace: Any, run: Any) -> tuple[Tensor, Tensor]:
+    """For each picture, how tokens of a trace (L') become tokens of a run (L): (B, L', L), and those that have none.
+
+    The attention of one span of tokens is spread evenly over the span that stands in its stead.
+    """
+    pictures, guided = run.shape[0], trace.settings["guidance_scale"] > 1
+    rows = trace.tokens[len(trace.tokens) // 2 if guided else 0 :]  # the negative prompts come first
+    ours, theirs = run.token_ids[-pictures:].tolist(), [[token.id for token in row] for row in rows]
+    if len(theirs) != len(ours):
+        raise ValueError(f"the trace has tokens of {len(theirs)} prompts for {len(ours)} pictures; record as many")
+    moves = torch.zeros(pictures, len(theirs[0]), len(ours[0]))
+    for move, a, b in zip(moves, theirs, ours, strict=True):
+        for what, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+            if what == "equal" or (what == "replace" and a1 - a0 == b1 - b0):
+                move[range(a0, a1), range(b0, b1)] = 1
+            elif what == "replace":
+                move[a0:a1, b0:b1] = 1 / (b1 - b0)
+    return moves, (moves.sum(1) == 0)[:, None, None].float()

@@ -1,0 +1,6 @@
+"""The processes as generators of events, and the run that each of them belongs to.
+
+Imports `unet`, `model`, `inputs` and the files at the top. Read `run` first, then `reverse`, the heart; it
+begins with `condition` (words) and `start` (noise or a picture). `forward` and `inverse` are the ways to noise;
+`prepare` makes a run of what was asked for, and `result` is its end.
+"""

@@ -1,0 +1,159 @@
+"""A recorded run again: from the settings in its PNG, or from one of the steps in its trace on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sdkit.events import Hook, Stage, checked, run
+from sdkit.inputs.checks import pick
+from sdkit.inputs.settings import Settings
+from sdkit.model import schedulers
+from sdkit.model.loading import load
+from sdkit.pictures import read_settings
+from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
+from sdkit.process.prepare import prepare
+from sdkit.process.result import Result
+from sdkit.tasks.generate import result_of
+from sdkit.trace.record import value_of
+from sdkit.trace.trace import Trace
+
+NOT_HELD = ("latents", *EMBEDS, "ip_adapter_image_embeds")  # tensors that a record mentions and does not hold
+GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures of which a record holds the hash
+CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  # that a branch may make
+
+
+def rerun(
+    path: str | Path,
+    *,
+    image: Any = None,
+    mask_image: Any = None,
+    control_image: Any = None,
+    ip_adapter_image: Any = None,
+    model: Any = None,
+    hooks: Iterable[Hook] = (),
+) -> Result:
+    """The picture of a PNG that sdkit saved, generated again: the same bytes where the surroundings are the same.
+
+    Where they are not (another version, device, precision or other weights) a warning says what differs.
+
+    Args:
+        path: the PNG. Of several pictures that were made together, all are made again, and this one is returned.
+        image, mask_image, control_image, ip_adapter_image: the pictures that it was made from, which a PNG does not
+            carry.
+        model: what `load` takes; by default the model that the settings name.
+        hooks: those that edited the run, which a PNG does not carry either.
+
+    Raises:
+        ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
+    """
+    record, hooks = read_settings(path), checked(hooks)
+    if missing := [name for name in NOT_HELD if record.get(name)] + ["a generator"] * (record["seed"] is None):
+        raise ValueError(f"{path} was made from {missing[0]}, which its settings do not hold; it cannot be rerun")
+    pictures = dict(zip(GIVEN, (image, mask_image, control_image, ip_adapter_image), strict=True))
+    for name, picture in pictures.items():
+        if (record.get(name) is None) != (picture is None):
+            advice = f"give that picture as {name}" if picture is None else f"leave {name} out"
+            raise ValueError(f"{path} was made {'without' if picture is not None else 'from'} {name}; {advice}")
+    edited_by = [*record.get("edited_by", []), *["stop_after"] * ("stopped_after" in record)]
+    if edited_by and not hooks:
+        names = ", ".join(edited_by)
+        warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
+    model = load(record["model"] if model is None else model)
+    settings, scheduler = _recorded(record)
+    prepared = prepare(settings, model, scheduler, hooks=hooks, pictures=pictures_for(model, settings, **pictures))
+    result = run(result_of(prepared))
+    differs = differences(record, result.settings)
+    if differs:
+        warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
+    index = record["index"]
+    same = not differs and result.settings["edited_by"] == record.get("edited_by")
+    settings_now = record if same else result.settings  # what is saved says what made it
+    return Result([result.images[index]], result.latents[index : index + 1], result.seeds, settings_now, first=index)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of runs, but for what is the run's own to choose."""
+    names = ("model_hash", *GIVEN, "device", "dtype", "scheduler")
+    pairs = [(key, old.get(key), new.get(key)) for key in names]
+    libraries = {**old["versions"], **new["versions"]}
+    pairs += [(name, old["versions"].get(name), new["versions"].get(name)) for name in libraries]
+    return [f"{name} was {before} and is {now}" for name, before, now in pairs if before != now]
+
+
+def _recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
+    """The settings and the scheduler that a record stands for; one of an older sdkit may lack newer settings."""
+    settings = Settings(**{field.name: record[field.name] for field in fields(Settings) if field.name in record})
+    return settings, schedulers.rebuilt(record["scheduler"])
+
+
+def branch(trace: Trace, step: int, *, hooks: Iterable[Hook], model: Any, changes: Mapping[str, Any]) -> Trace:
+    """A recorded run from one of its steps on; `Trace.branch` says the rest."""
+    record = trace.settings
+    for name in changes:
+        pick("change of a branch", name, CHANGES)
+    if process := record.get("process"):
+        raise ValueError(f"this trace cannot be branched: it shows the {process} process; branch a run from noise")
+    if not record or record["seed"] is None:
+        raise ValueError("this trace cannot be branched: its run had no seed; record a run that was given one")
+    if any(record.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")):
+        raise ValueError("this trace cannot be branched: its run was given embeddings; record one that was given words")
+    if step == 0 and record.get("latents"):
+        raise ValueError("a run from latents that were given is branched at step 1 or later; begin it anew instead")
+    history = _history(trace, step)
+    model = load(trace.model or record["model"] if model is None else model)
+    settings, scheduler = _recorded(record)
+    child = Trace(budget=trace.budget)
+    prepared = prepare(
+        replace(settings, **changes),
+        model,
+        scheduler,
+        hooks=[*checked(hooks), child],
+        latents=history.latents[0] if record.get("latents") else None,
+        pictures=_pictures(trace),
+        history=history,
+    )
+    run(result_of(prepared))
+    before = [one for one in trace.records if one.step is not None and one.step < step]
+    first = next((i for i, one in enumerate(child.records) if one.step is not None), len(child.records))
+    child.records[first:first] = before
+    child.stepped |= {at: source for at, source in trace.stepped.items() if at < step}
+    child.parent = {"step": step, "settings": record}
+    return child
+
+
+def _history(trace: Trace, step: int) -> History:
+    """x and the prediction that the scheduler was given, of every step before this one."""
+    latents = {record.step: record for record in trace[Stage.LATENT]}
+    guided = {record.step: record for record in trace[Stage.GUIDED]}
+    count = trace.settings["start"]["steps"]
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < count:
+        raise ValueError(f"a branch starts at a step of the run, 0 to {count - 1}, but was to start at {step!r}")
+    if trace.dtype is not None or any(at not in latents or at not in guided for at in range(step)):
+        raise ValueError(
+            f"a branch at step {step} needs the stages latent and guided of every step before it, as they came; "
+            "record with every=1, without dtype and with room enough"
+        )
+    return History(
+        [latents[at].value for at in range(step)],
+        [value_of(trace.stepped[at]) if at in trace.stepped else guided[at].value for at in range(step)],
+    )
+
+
+def _pictures(trace: Trace) -> Pictures:
+    """The pictures that the run was given: as recorded, otherwise as the trace still holds them."""
+    each, record = trace.settings["num_images_per_prompt"], trace.settings
+    recorded: dict[str, Tensor] = {}
+    for name, field, stage in (("image", "pixels", Stage.PIXELS), ("mask_image", "mask", Stage.MASK)):
+        if record.get(name) and trace[stage]:
+            recorded[field] = trace[stage][0].value.float()[::each]
+    pictures: Pictures = replace(trace.pictures or Pictures(), **recorded)
+    for name, value in pictures.hashes().items():
+        if record.get(name) and value is None:
+            raise ValueError(f"this trace cannot be branched: it does not hold {name}, which its run was given")
+    return pictures

@@ -1,0 +1,133 @@
+"""The trainings, at a length that tests can wait for: the loop, where words look, the whole way from nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+import sdkit
+from benchmarks.embedded import autoencoders
+from sdkit.tiny import anatomy, grammar, train
+from sdkit.tiny.fitting import Recipe, fit
+
+RECIPE = Recipe(steps=12, batch=4, learning_rate=0.05, warmup=2)
+
+
+def learn(out, recipe=RECIPE, stop_at=None):
+    """Fit y = 2x with a noisy loss; `stop_at` breaks the run as a power cut would."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+
+    def loss_of(step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(recipe.batch, 1)
+        return (model(x) - 2 * x + 0.1 * torch.randn_like(x)).square().mean()
+
+    fit("line", model, loss_of, recipe, out, Accelerator(cpu=True), lambda: {"slope": model.weight.item()}, every=4)
+    return model
+
+
+def test_a_run_that_was_interrupted_ends_where_an_unbroken_one_does(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    unbroken = learn(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "b", stop_at=10)
+    resumed = learn(tmp_path / "b")
+    assert torch.equal(resumed.weight, unbroken.weight)
+    assert torch.equal(resumed.bias, unbroken.bias)
+    assert (tmp_path / "a" / "line.csv").read_text() == (tmp_path / "b" / "line.csv").read_text()
+
+
+def test_it_learns_and_logs(tmp_path):
+    model = learn(tmp_path, Recipe(steps=400, batch=16, learning_rate=0.05, warmup=2, ema=0.9))
+    assert abs(model.weight.item() - 2) < 0.05
+    header, *rows = (tmp_path / "line.csv").read_text().splitlines()
+    assert header == "step,loss,slope"
+    assert len(rows) == 100
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    recipe = Recipe(steps=100, batch=1, learning_rate=1.0, warmup=10, decay=0.3)
+    assert [round(recipe.rate(step), 3) for step in (0, 4, 9, 50, 70, 85, 99)] == [0.1, 0.5, 1, 1, 1, 0.5, 0.033]
+
+
+def test_rates_slow_one_child_of_a_model_down(tmp_path):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fast": nn.Linear(1, 1, bias=False), "still": nn.Linear(1, 1, bias=False)})
+    before = {name: child.weight.item() for name, child in model.items()}
+
+    def loss_of(step):
+        return sum((child.weight - 3).square().sum() for child in model.values())
+
+    fit("two", model, loss_of, RECIPE, tmp_path, Accelerator(cpu=True), dict, every=12, rates={"still": 0.0})
+    assert model["still"].weight.item() == before["still"]
+    assert model["fast"].weight.item() != before["fast"]
+
+
+def test_watched_attention_computes_what_diffusers_computes():
+    torch.manual_seed(0)
+    unet = anatomy.unet().eval()
+    nn.init.normal_(unet.conv_out.weight)
+    x, t, text = torch.randn(2, 4, 16, 16), torch.tensor(500), torch.randn(2, 32, anatomy.TEXT_WIDTH)
+    seen = []
+    with torch.no_grad():
+        plain = unet(x, t, text).sample
+        unet.set_attn_processor(train.WatchedAttention(seen))
+        assert torch.allclose(unet(x, t, text).sample, plain, atol=1e-3)  # of values up to 30
+    assert [tuple(layer.shape) for layer in seen] == [(2, 256, 32)] * 3
+    assert torch.allclose(torch.stack(seen).sum(-1), torch.ones(3, 2, 256), atol=1e-5)
+
+
+def test_the_word_loss_is_least_where_nouns_look_at_their_things():
+    said = [grammar.parse("a red cat left of a fish")]
+    nouns = list(range(100, 112))
+    ids = torch.tensor([[0, nouns[grammar.KINDS.index("cat")], 1, nouns[grammar.KINDS.index("fish")]]])
+    masks = torch.zeros(1, 2, 16, 16)
+    masks[0, 0, :, :8], masks[0, 1, :, 8:] = 255, 255
+    right = torch.zeros(1, 256, 4)
+    right[0, :, 1], right[0, :, 3] = masks[0].flatten(1) / 255
+    swapped = right[:, :, [0, 3, 2, 1]]
+    losses = [float(train.word_loss([heat], ids, said, masks, nouns)) for heat in (right, swapped)]
+    assert losses[0] < 1e-3
+    assert losses[1] > 5
+    emptied = torch.zeros_like(ids)
+    assert float(train.word_loss([right], emptied, said, masks, nouns)) == 0
+
+
+def test_the_whole_training_runs_from_nothing_to_a_model_that_loads(tmp_path):
+    short = Recipe(steps=2, batch=2, learning_rate=1e-3, warmup=1)
+    preset = replace(
+        train.PRESETS["minutes"], pictures=64, latents=40, crops=short, whole=short, text=short, denoiser=short, every=2
+    )
+    pages = []
+    folder = train.train(tmp_path, preset, show=pages.append)
+    assert [page.size for page in pages] == [(408, 256)]
+    assert isinstance(pages[0], Image.Image)
+    picture = sdkit.text_to_image("a red star", model=folder, num_inference_steps=2).image
+    assert picture.size == (64, 64)
+    assert len(train.load_file(tmp_path / "latents" / "000000.safetensors")["mean"]) == 40  # as many as were asked for
+
+
+def test_an_unknown_preset_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="unknown preset 'minute'; did you mean 'minutes'"):
+        train.train(tmp_path / "out", "minute")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_variants_of_the_autoencoder_start_alike_and_part_ways():
+    pictures = train.pixels(range(8))
+    x = train.as_input(pictures)
+    figures = {name: autoencoders.measure(vae.eval(), x) for name, vae in autoencoders.variants(4, pictures)}
+    assert len({row["PSNR, dB"] for row in figures.values()}) == 3
+
+
+def test_a_picture_is_as_sharp_as_itself_and_a_blurred_one_less():
+    x = train.as_input(train.pixels(range(4)))
+    vae = anatomy.autoencoder().eval()  # averages blocks of 8x8
+    assert autoencoders.measure(vae, x)["sharpness of edges"] < 0.5
+    assert float(autoencoders._steepness(x).max()) > 0.3
