@@ -5,6 +5,8 @@ import multiprocessing
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -394,3 +396,30 @@ def test_a_run_with_timesteps_of_its_own_branches_and_reruns(sd1, tmp_path):
     (path,) = result.save(tmp_path / "out.png")
     (again,) = sdkit.rerun(path, model=sd1).save(tmp_path / "again.png")
     assert again.read_bytes() == path.read_bytes()
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_a_trace_of_the_first_version_opens_with_its_levels_worked_out():
+    """Made by `text_to_image("a red star", seed=7, num_inference_steps=3, scheduler="euler")`, before levels were kept."""
+    trace = Trace.load(DATA / "first_version.safetensors")
+    assert (trace.prompt, trace.steps, trace.settings["seed"]) == ("a red star", [0, 1, 2], [7])
+    assert [token.text for token in trace.tokens[1][:4]] == ["<|startoftext|>", "a", "red", "star"]
+    for step, level in trace.levels.items():
+        at = trace.at(step)
+        x, x0, v = (at[stage].value.double() for stage in (Stage.LATENT, Stage.DENOISED, Stage.GUIDED))
+        noise = (level.sigma * x / (1 + level.sigma**2) ** 0.5 + v) / (1 + level.sigma**2) ** 0.5  # eps of x and v
+        assert level.alpha == 1
+        assert (x0 + level.sigma * noise - x).norm() / x.norm() < 0.05
+    assert "step 2, t = " in trace._repr_html_()
+
+
+def test_a_picture_of_the_first_version_is_made_again_from_its_settings(tiny):
+    settings = sdkit.read_settings(DATA / "first_version.png")
+    assert (settings["prompt"], settings["seed"]) == ("a red star", [7])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that weights and versions have changed since then
+        again = sdkit.rerun(DATA / "first_version.png", model=tiny)
+    plain = sdkit.text_to_image("a red star", model=tiny, seed=7, num_inference_steps=3, scheduler="euler")
+    assert torch.equal(again.latents, plain.latents)
