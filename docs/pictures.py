@@ -78,7 +78,7 @@ def run(trace: sdkit.Trace, maps: sdkit.AttentionMaps, dark: bool) -> Any:
     steps = spread_out(trace.steps, COLUMNS)
     ink = DARK if dark else LIGHT
     hues = dict(zip(WORDS, (ink.second, ink.main), strict=True))
-    believed = {step: as_colours(trace.at(step)[Stage.DENOISED].value) for step in steps}
+    predicted = {step: as_colours(trace.at(step)[Stage.DENOISED].value) for step in steps}
     with drawn(11, 6.5, "", dark=dark) as figure:
         figure.set_layout_engine("none")
         words(figure, trace, hues)
@@ -90,11 +90,11 @@ def run(trace: sdkit.Trace, maps: sdkit.AttentionMaps, dark: bool) -> Any:
                 lambda s: paint(standard(trace, trace.at(s)[Stage.LATENT])[None])[0],
             ),
             "guided": (2.36, "what the U-Net\npredicts, guided", lambda s: paint(trace.at(s)[Stage.GUIDED].value)[0]),
-            "denoised": (1.2, "the picture it\nbelieves in, $x_0$", lambda s: believed[s]),
-            "attention": (0.04, "where it looks\nfor two words", lambda s: tinted(believed[s], maps, s, hues)),
+            "denoised": (1.2, "the picture it\npredicts, $x_0$", lambda s: predicted[s]),
+            "attention": (0.04, "its attention\nto two words", lambda s: tinted(predicted[s], maps, s, hues)),
         }
-        for name, (bottom, told, show) in rows.items():
-            label(figure, bottom + size / 2, name, told)
+        for name, (bottom, text, show) in rows.items():
+            label(figure, bottom + size / 2, name, text)
             for column, step in enumerate(steps):
                 axis = place(figure, left + column * (size + gap), bottom, size, size)
                 axis.imshow(show(step).movedim(0, -1).numpy())
@@ -162,18 +162,18 @@ def place(figure: Any, x: float, y: float, w: float, h: float) -> Any:
     return axis
 
 
-def label(figure: Any, y: float, name: str, told: str) -> None:
+def label(figure: Any, y: float, name: str, text: str) -> None:
     """The name of a stage at the left, and what it is."""
     figure.text(
         0.06 / 11,
-        (y + (0.2 if told else 0)) / 6.5,
+        (y + (0.2 if text else 0)) / 6.5,
         name,
         family="DejaVu Sans Mono",
         fontsize=11,
         va="center",
         fontweight="bold",
     )
-    figure.text(0.06 / 11, (y - 0.14) / 6.5, told, fontsize=9, va="center", color=figure.ink.quiet)
+    figure.text(0.06 / 11, (y - 0.14) / 6.5, text, fontsize=9, va="center", color=figure.ink.quiet)
 
 
 def as_colours(latents: Tensor) -> Tensor:

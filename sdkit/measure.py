@@ -54,7 +54,7 @@ def fit_colours(latents: Sequence[Tensor], pictures: Sequence[Tensor], ridge: fl
     over the pixels of each latent.
 
     Args:
-        ridge: share of the number of samples that pulls the weights to zero where the latents say nothing.
+        ridge: share of the number of samples that pulls the weights to zero where the latents do not vary.
     """
     x = torch.cat([rows_of(z) for z in latents]).double()  # (N, C)
     y = torch.cat([rows_of(shrunk(p, z)) for z, p in zip(latents, pictures, strict=True)]).double()  # (N, 3)

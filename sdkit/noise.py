@@ -43,7 +43,7 @@ def x0_from(prediction: Tensor, x: Tensor, alpha: Scalar, sigma: Scalar, predict
     """The clean sample that a prediction implies.
 
     Args:
-        prediction: what the model said about `x`, same shape.
+        prediction: what the model predicted for `x`, same shape.
         prediction_type: "epsilon" (the noise), "sample" (x0 itself) or "v_prediction"
             (v = alpha * eps - sigma * x0 at unit variance; Salimans and Ho 2022, arXiv:2202.00512).
     """
@@ -58,7 +58,7 @@ def x0_from(prediction: Tensor, x: Tensor, alpha: Scalar, sigma: Scalar, predict
 
 
 def prediction_from(x0: Tensor, x: Tensor, alpha: Scalar, sigma: Scalar, prediction_type: str) -> Tensor:
-    """The inverse of `x0_from`: what the model would have had to say about `x` for this clean sample."""
+    """The inverse of `x0_from`: what the model would have had to predict for `x`."""
     if prediction_type == "epsilon":
         return (x - alpha * x0) / sigma
     if prediction_type == "sample":

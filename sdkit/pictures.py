@@ -46,14 +46,14 @@ def to_pixels(
     """
     if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == latent_channels:
         return image.detach().cpu()
-    given = list(image) if isinstance(image, list | tuple) else [image]
-    if not given:
+    every = list(image) if isinstance(image, list | tuple) else [image]
+    if not every:
         raise ValueError("image is an empty list; give at least one picture")
-    pictures = [_fit(one, height, width, signed) for one in given]
+    pictures = [_fit(one, height, width, signed) for one in every]
     sizes = {picture.shape[-2:] for picture in pictures}
     if len(sizes) > 1:
-        told = ", ".join(sorted(f"{w}x{h}" for h, w in sizes))
-        raise ValueError(f"the pictures have different sizes ({told}); give height and width to fit them to")
+        listed = ", ".join(sorted(f"{w}x{h}" for h, w in sizes))
+        raise ValueError(f"the pictures have different sizes ({listed}); give height and width to fit them to")
     return torch.cat(pictures)  # cat keeps the memory layout, in which convolutions round as they do in diffusers
 
 
@@ -96,8 +96,8 @@ def _fit(image: Any, height: int | None, width: int | None, signed: bool) -> Ten
 
 def _check_shape(image: Tensor) -> Tensor:
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
-        given = f"{image.dtype} {tuple(image.shape)}"
-        raise ValueError(f"a picture tensor is floats (3, H, W) or (N, 3, H, W), but is {given}")
+        kind = f"{image.dtype} {tuple(image.shape)}"
+        raise ValueError(f"a picture tensor is floats (3, H, W) or (N, 3, H, W), but is {kind}")
     return image
 
 

@@ -45,7 +45,7 @@ class Spectra:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What `describe` says. Printed, it is a table."""
+    """Latents in numbers, from `describe`. Printed, it is a table."""
 
     channels: list[Channel]
     histogram: Tensor  # (C, 64) share of each channel's values in each bin

@@ -322,7 +322,7 @@ def alpha_sigma_after(scheduler: Any, visit: Visit) -> tuple[Tensor, Tensor]:
     and 0: Stable Diffusion's configuration (`set_alpha_to_one=False`) stops at the noise of timestep 0.
 
     Raises:
-        ValueError: the scheduler is not DDIM, or it clips what the model says, which cannot be undone.
+        ValueError: the scheduler is not DDIM, or it clips x0, which cannot be undone.
     """
     if type(scheduler).__name__ != "DDIMScheduler":
         raise ValueError(

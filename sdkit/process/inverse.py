@@ -24,7 +24,7 @@ def inverse(run: Run, refinements: int) -> Generator[Event, None, Tensor]:
     The inside of the U-Net is shown at every call, and so several times in a step: once for each refinement.
     """
     scheduler = run.scheduler
-    given = condition(run, *(yield from embed(run)))
+    conditions = condition(run, *(yield from embed(run)))
     x = yield from encoded_mean(run)  # (B, C, h, w)
     kind = scheduler.config.prediction_type
     for step, visit in enumerate(run.visits):
@@ -33,7 +33,7 @@ def inverse(run: Run, refinements: int) -> Generator[Event, None, Tensor]:
         noisier = x
         for _ in range(refinements + 1):
             guess = noisier
-            noise = run.predict(guess, step, given)  # (B, C, h, w)
+            noise = run.predict(guess, step, conditions)  # (B, C, h, w)
             noisier = _noisier(x, after, x0_from(noise, guess, *level, kind), guess, level)
             residual = float((noisier - guess).norm() / noisier.norm())
             if residual < ENOUGH:

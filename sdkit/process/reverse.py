@@ -27,7 +27,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
     text, pooled = yield from embed(run)  # (2B, L, D), (2B, P)
     x, painting = yield from start(run)  # (B, C, h, w)
     mask, masked = (None, None) if painting is None else (painting.mask, painting.masked)
-    given = condition(run, text, pooled, mask, masked)
+    conditions = condition(run, text, pooled, mask, masked)
     kind = scheduler.config.prediction_type
     for step, visit in enumerate(run.visits):
         run.note_level(step, visit)
@@ -38,7 +38,7 @@ def reverse(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor]]:
         if x is not before:
             schedulers.accept_edit(scheduler, step, visit)
         scaled = scheduler.scale_model_input(x, visit.tensor)
-        noise = run.predict(scaled, step, given)  # (2B, C, h, w)
+        noise = run.predict(scaled, step, conditions)  # (2B, C, h, w)
         noise = yield from run.show(Stage.NOISE, noise, step=step)
         if run.guided:
             uncond, cond = noise.chunk(2)

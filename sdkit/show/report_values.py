@@ -28,8 +28,8 @@ def run_values(trace: Trace, maps: Heat | None, paint: ColourMap, picture: int, 
     check_picture(trace, picture)
     noisy = by_step(trace, Stage.LATENT) or by_step(trace, Stage.DENOISED)
     steps = spread_out(sorted(noisy), STEPS)
-    clean = [record for record in trace[Stage.LATENT] if record.step is None]
-    values, sharp = _values(trace, steps, clean, picture, points, paint)
+    ends = [record for record in trace[Stage.LATENT] if record.step is None]
+    values, sharp = _values(trace, steps, ends, picture, points, paint)
     rows = trace.tokens[len(trace.tokens) // 2 if guided(trace) else 0 :] if trace.tokens else []
     return {
         "prompt": prompt_of(trace, picture),
@@ -38,8 +38,8 @@ def run_values(trace: Trace, maps: Heat | None, paint: ColourMap, picture: int, 
         "prediction": trace.settings.get("scheduler", {}).get("prediction_type", "epsilon"),
         "guidance": trace.settings.get("guidance_scale") if guided(trace) else None,
         "steps": [_level(trace.levels.get(step), step, noisy[step]) for step in steps],
-        "ends": bool(clean),
-        "size": list(noisy[steps[0]].value.shape[1:]) if steps else list(clean[0].value.shape[1:]),
+        "ends": bool(ends),
+        "size": list(noisy[steps[0]].value.shape[1:]) if steps else list(ends[0].value.shape[1:]),
         "tokens": [[token.id, token.text, token.word] for token in rows[picture]] if picture < len(rows) else [],
         "text": _text(trace, picture),
         "values": values,
@@ -50,7 +50,7 @@ def run_values(trace: Trace, maps: Heat | None, paint: ColourMap, picture: int, 
         "encoded": _encoded(trace, picture, points),
         "decoded": _decoded(trace, steps, picture),
         "heat": None if maps is None else _heat(maps, steps, prompt_of(trace, picture), picture),
-        "path": _path(trace, steps, clean, picture),
+        "path": _path(trace, steps, ends, picture),
     }
 
 
@@ -95,24 +95,24 @@ def _level(level: NoiseLevel | None, step: int, record: Record) -> dict[str, Any
 def _values(
     trace: Trace,
     steps: list[int],
-    clean: list[Record],
+    ends: list[Record],
     picture: int,
     points: int,
     paint: ColourMap,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The latents of each stage at every step as numbers, and where those leave points out, small pictures as well.
 
-    x_t and x0 end with the clean latent, where the trace has it.
+    x_t and x0 end with the ends latent, where the trace has it.
     """
-    end = [record.value[picture].float() for record in clean]
-    noisy, believed = by_step(trace, Stage.LATENT), by_step(trace, Stage.DENOISED)
+    end = [record.value[picture].float() for record in ends]
+    noisy, clean = by_step(trace, Stage.LATENT), by_step(trace, Stage.DENOISED)
     predicted, followed = by_step(trace, Stage.NOISE), by_step(trace, Stage.GUIDED)
     two, many = guided(trace), len(next(iter(followed.values())).value) if followed else 0
     stages: dict[str, list[Tensor]] = {}
     if all(step in noisy for step in steps):
         stages["x"] = [noisy[step].value[picture].float() for step in steps] + end
-    if steps and all(step in believed for step in steps):
-        stages["x0"] = [believed[step].value[picture].float() for step in steps] + end
+    if steps and all(step in clean for step in steps):
+        stages["x0"] = [clean[step].value[picture].float() for step in steps] + end
     if steps and all(step in predicted for step in steps):
         records = [predicted[step].value.float() for step in steps]
         if two:
@@ -198,15 +198,15 @@ def _heat(maps: Heat, steps: list[int], prompt: str, picture: int) -> dict[str, 
     return {"words": list(planes), "shape": list(whole.shape), "data": data}
 
 
-def _path(trace: Trace, steps: list[int], clean: list[Record], picture: int) -> dict[str, Any] | None:
-    """x_t and x0 in the two directions in which the run moves most, each ending in the clean latent."""
-    noisy, believed = by_step(trace, Stage.LATENT), by_step(trace, Stage.DENOISED)
-    if len(steps) < 2 or any(step not in noisy or step not in believed for step in steps):
+def _path(trace: Trace, steps: list[int], ends: list[Record], picture: int) -> dict[str, Any] | None:
+    """x_t and x0 in the two directions in which the run moves most, each ending in the ends latent."""
+    noisy, clean = by_step(trace, Stage.LATENT), by_step(trace, Stage.DENOISED)
+    if len(steps) < 2 or any(step not in noisy or step not in clean for step in steps):
         return None
-    end = [record.value[picture].float() for record in clean]
+    end = [record.value[picture].float() for record in ends]
     walks = [
         torch.stack([standard(trace, noisy[step], picture) for step in steps] + end).flatten(1),
-        torch.stack([believed[step].value[picture].float() for step in steps] + end).flatten(1),
+        torch.stack([clean[step].value[picture].float() for step in steps] + end).flatten(1),
     ]
     flat = torch.cat(walks)
     mean = flat.mean(dim=0)

@@ -14,7 +14,7 @@ from sdkit.measure import ColourMap, false_colours, fit_colours
 from sdkit.trace.record import Record
 from sdkit.trace.trace import Trace
 
-RIDGE = 1e-3  # share of the samples that pulls the colour map to zero where the run says nothing
+RIDGE = 1e-3  # share of the samples that pulls the colour map to zero where the latents do not vary
 
 
 class Heat(Protocol):

@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Cost:
-    """What `cost` says. Printed, it is a table."""
+    """What a picture costs, from `cost`. Printed, it is a table."""
 
     model: str
     device: str
@@ -81,8 +81,8 @@ class Cost:
         lines.append(f"\n{'one step on':16} {'shape':>13} {'numbers':>10} {'GFLOP':>13} {'seconds':>10}")
         for name, step in (("latents", self.latent), ("pixels", self.pixel)):
             c, h, w = step.shape
-            told = f"{step.seconds:10.4g}" + ("" if step.measured else "  estimated from the operations")
-            lines.append(f"{name:16} {f'{c}x{h}x{w}':>13} {c * h * w:10,} {step.flops / 1e9:13.3f} {told}")
+            time_of_it = f"{step.seconds:10.4g}" + ("" if step.measured else "  estimated from the operations")
+            lines.append(f"{name:16} {f'{c}x{h}x{w}':>13} {c * h * w:10,} {step.flops / 1e9:13.3f} {time_of_it}")
         more, longer = self.pixel.flops / self.latent.flops, self.pixel.seconds / self.latent.seconds
         longer_too = f" and {longer:.0f} times the time" if self.pixel.measured else ""
         lines.append(f"on pixels {more:.0f} times the operations{longer_too}")

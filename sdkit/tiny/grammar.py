@@ -89,16 +89,16 @@ def parse(caption: str) -> Scene:
     """
     text = " ".join(SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", caption.lower()))
     background = place = relation = None
-    if found := _BACKGROUND.search(text):
-        background = found[1] or found[2]
-        text = text[: found.start()] + text[found.end() :]
-    if found := _PLACE.search(text):
-        place = found[1]
-        text = text[: found.start()] + text[found.end() :]
+    if match := _BACKGROUND.search(text):
+        background = match[1] or match[2]
+        text = text[: match.start()] + text[match.end() :]
+    if match := _PLACE.search(text):
+        place = match[1]
+        text = text[: match.start()] + text[match.end() :]
     parts = [text]
-    if found := _RELATION.search(text):
-        relation = {"over": "above", "under": "below"}.get(found[1], found[1])
-        parts = [text[: found.start()], text[found.end() :]]
+    if match := _RELATION.search(text):
+        relation = {"over": "above", "under": "below"}.get(match[1], match[1])
+        parts = [text[: match.start()], text[match.end() :]]
         if place is not None:
             raise ValueError(f"caption {caption!r} gives both a place and a relation: say one of them")
     return Scene(tuple(_parse_thing(part, caption) for part in parts), background, place, relation)
@@ -190,13 +190,13 @@ def answers(scene: Scene) -> list[int]:
     def number(value: str | None, among: Sequence[str]) -> int:
         return 0 if value is None else 1 + among.index(value)
 
-    found = []
+    answers = []
     for i in range(2):
         thing = scene.things[i] if i < len(scene.things) else None
-        found.append(number(thing.kind if thing else None, KINDS))
-        found.append(number(thing.colour if thing else None, COLOURS))
-        found.append(number(thing.size if thing else None, SIZES))
-    found.append(number(scene.background, BACKGROUNDS))
-    found.append(number(scene.place, PLACES))
-    found.append(number(scene.relation, RELATIONS))
-    return found
+        answers.append(number(thing.kind if thing else None, KINDS))
+        answers.append(number(thing.colour if thing else None, COLOURS))
+        answers.append(number(thing.size if thing else None, SIZES))
+    answers.append(number(scene.background, BACKGROUNDS))
+    answers.append(number(scene.place, PLACES))
+    answers.append(number(scene.relation, RELATIONS))
+    return answers

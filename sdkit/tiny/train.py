@@ -54,8 +54,8 @@ def scene(seed: int) -> grammar.Scene:
 
 def large_scene(seed: int) -> grammar.Scene:
     """One large thing in the centre: little enough to be learned in minutes."""
-    found = grammar.random_scene(random.Random(seed))
-    return replace(found, things=(replace(found.things[0], size="large"),), place="centre")
+    drawn = grammar.random_scene(random.Random(seed))
+    return replace(drawn, things=(replace(drawn.things[0], size="large"),), place="centre")
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> Au
 def crops(pictures: Tensor, step: int, batch: int, side: int) -> Tensor:
     """Random squares (batch, 3, side, side) in [-1, 1] of pictures (n, 3, H, W) uint8, the same for the same step."""
     rng = np.random.default_rng((SEED, side, step))
-    found = []
+    squares = []
     for i in rng.integers(len(pictures), size=batch):
         y, x = rng.integers(0, pictures.shape[-1] - side + 1, size=2)
-        found.append(pictures[i, :, y : y + side, x : x + side])
-    return as_input(torch.stack(found))
+        squares.append(pictures[i, :, y : y + side, x : x + side])
+    return as_input(torch.stack(squares))
 
 
 def reconstruction_loss(restored: Tensor, x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def train_text_encoder(out: Path, accelerator: Accelerator, preset: Preset) -> t
 
 
 def mute_medium(scene: grammar.Scene) -> grammar.Scene:
-    """The scene as heard: no caption says "medium"."""
+    """The scene as captions have it: none says "medium"."""
     things = tuple(replace(t, size=None) if t.size == "medium" else t for t in scene.things)
     return replace(scene, things=things)
 
@@ -266,11 +266,11 @@ def cached_latents(
         if not file.exists():
             pictures, mask = drawings(range(start, min(start + shard, preset.latents)), preset)
             with torch.no_grad():
-                found = [
+                posteriors = [
                     vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures, 50)
                 ]
             mean, std = (
-                torch.cat([getattr(p, key) for p in found]).half().cpu().contiguous() for key in ("mean", "std")
+                torch.cat([getattr(p, key) for p in posteriors]).half().cpu().contiguous() for key in ("mean", "std")
             )
             save_file({"mean": mean, "std": std, "mask": mask}, file)
             accelerator.print(f"latents: {start + len(mask)} of {preset.latents}", flush=True)
@@ -303,15 +303,15 @@ class WatchedAttention:
 def word_loss(seen: list[Tensor], ids: Tensor, said: list[grammar.Scene], masks: Tensor, nouns: list[int]) -> Tensor:
     """How far the attention to each noun is from the place of its thing: cross-entropy of every layer's head mean with
     the thing's mask (after TokenCompose, Wang et al. 2023, arXiv:2312.03626). `masks` is (B, 2, 16, 16) of 0..255."""
-    found, truth = [], []
-    for row, heard in enumerate(said):
-        for i, thing in enumerate(heard.things):
+    attention, truth = [], []
+    for row, scene_said in enumerate(said):
+        for i, thing in enumerate(scene_said.things):
             for token in (ids[row] == nouns[grammar.KINDS.index(thing.kind)]).nonzero()[:1, 0]:  # none if emptied
-                found.append(torch.stack([layer[row, :, token] for layer in seen]))  # (layers, h * w)
+                attention.append(torch.stack([layer[row, :, token] for layer in seen]))  # (layers, h * w)
                 truth.append(masks[row, i].flatten().expand(len(seen), -1) / 255)
-    if not found:
+    if not attention:
         return seen[0].new_zeros(())
-    return F.binary_cross_entropy(torch.stack(found).clamp(1e-4, 1 - 1e-4), torch.stack(truth))
+    return F.binary_cross_entropy(torch.stack(attention).clamp(1e-4, 1 - 1e-4), torch.stack(truth))
 
 
 def train_unet(
@@ -348,7 +348,7 @@ def train_unet(
         batch = preset.denoiser.batch
         seeds = [rng.randrange(preset.latents) for _ in range(batch)]
         said = [grammar.leave_out(preset.scene(seed), rng) for seed in seeds]
-        captions = [grammar.caption_of(heard, rng) for heard in said]
+        captions = [grammar.caption_of(one, rng) for one in said]
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
         ids = tokenize(tokenizer, captions).to(accelerator.device)
         mean, std = (data[key][seeds].float() for key in ("mean", "std"))
@@ -370,7 +370,7 @@ def train_unet(
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        """Long before pictures do, these show whether the words are heard: a wrong prompt should cost more."""
+        """Long before pictures do, these show whether the words count: a wrong prompt should cost more."""
         row = {}
         for name, said in (
             ("right", captions),
@@ -432,14 +432,14 @@ def progress(log: Path, row: dict[str, float], pictures: Image.Image, height: in
     rows: list[dict[str, float]] = []
     if log.exists():
         with log.open(newline="") as file:
-            rows = [{key: float(value) for key, value in found.items()} for found in csv.DictReader(file)]
+            rows = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
     page = Image.new("RGB", (pictures.width, pictures.height + height), "white")
     pen = ImageDraw.Draw(page)
     curves = [*rows, row]
     for key, colour in (("right at 800", "green"), ("empty at 800", "gray"), ("wrong at 800", "red")):
         points = [
-            (8 + i * (page.width - 16) / max(len(curves) - 1, 1), (height - 8) * (1 - min(found[key] / 1.2, 1)) + 4)
-            for i, found in enumerate(curves)
+            (8 + i * (page.width - 16) / max(len(curves) - 1, 1), (height - 8) * (1 - min(one[key] / 1.2, 1)) + 4)
+            for i, one in enumerate(curves)
         ]
         pen.line(points, fill=colour, width=2)
         pen.text((points[-1][0] - 60, points[-1][1] - 12), f"{row[key]:.3f}", fill=colour)
@@ -493,8 +493,8 @@ def main() -> None:
     parser.add_argument(
         "--preset", default="hours", choices=PRESETS, help="minutes: a smaller model of 64x64 pictures, small to watch"
     )
-    given = parser.parse_args()
-    train(given.out, given.preset)
+    options = parser.parse_args()
+    train(options.out, options.preset)
 
 
 if __name__ == "__main__":

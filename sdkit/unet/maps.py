@@ -63,8 +63,8 @@ class AttentionMaps:
         budget: str | int = "256MB",
     ) -> None:
         if isinstance(words, str) or isinstance(layers, str):
-            given = words if isinstance(words, str) else layers
-            raise TypeError(f"words and layers are lists; put {given!r} in brackets")
+            alone = words if isinstance(words, str) else layers
+            raise TypeError(f"words and layers are lists; put {alone!r} in brackets")
         self.chosen = None if words is None else list(words)
         self.layered = heads or layers is not False
         self.prefixes = ("",) if isinstance(layers, bool) else tuple(layers)

@@ -69,7 +69,7 @@ def test_the_command_line_has_an_option_for_every_setting_with_the_same_words():
 def test_an_argument_that_there_is_not_gets_the_nearest_one():
     with pytest.raises(TypeError, match=r"no argument 'sed' here; did you mean 'seed'\?"):
         sdkit.text_to_image("a star", sed=7)
-    with pytest.raises(TypeError, match="no argument 'strength' here; sdkit.image_to_image takes it"):
+    with pytest.raises(TypeError, match=r"no argument 'strength' here; sdkit\.image_to_image takes it"):
         sdkit.text_to_image("a star", strength=0.5)
     with pytest.raises(TypeError, match="image_to_image needs the picture to start from"):
         sdkit.image_to_image()

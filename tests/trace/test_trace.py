@@ -402,7 +402,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def test_a_trace_of_the_first_version_opens_with_its_levels_worked_out():
-    """Made by `text_to_image("a red star", seed=7, num_inference_steps=3, scheduler="euler")`, before levels were kept."""
+    """Made by `text_to_image("a red star", seed=7, num_inference_steps=3, scheduler="euler")`."""
     trace = Trace.load(DATA / "first_version.safetensors")
     assert (trace.prompt, trace.steps, trace.settings["seed"]) == ("a red star", [0, 1, 2], [7])
     assert [token.text for token in trace.tokens[1][:4]] == ["<|startoftext|>", "a", "red", "star"]
