@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sdkit.model.loading import load
     from sdkit.model.model import Model
     from sdkit.model.schedulers import SCHEDULERS
-    from sdkit.pictures import contact_sheet, read_settings
+    from sdkit.pictures import contact_sheet
     from sdkit.process.result import Result
     from sdkit.show import figures as plots
     from sdkit.show.film import animate
-    from sdkit.tasks.again import rerun
+    from sdkit.tasks.again import read_settings, rerun
     from sdkit.tasks.cost import cost
     from sdkit.tasks.diffuse import diffuse
     from sdkit.tasks.generate import image_to_image, stages, text_to_image
@@ -62,7 +62,7 @@ _ROOMS = {
     "on": "events",
     "plots": "show.figures",
     "read_prompt": "tasks.read_prompt",
-    "read_settings": "pictures",
+    "read_settings": "tasks.again",
     "rerun": "tasks.again",
     "round_trip": "latents.autoencoder",
     "run": "events",

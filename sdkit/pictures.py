@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sdkit.files import whole_file
+
 AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
 METADATA_KEY = "sdkit"  # of the PNG text chunk that holds the settings as JSON
 
@@ -136,6 +138,8 @@ def _open(path: str | Path) -> Image.Image:
             return opened
     except UnidentifiedImageError:
         raise ValueError(f"{str(path)!r} is not a picture that can be read") from None
+    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{str(path)!r} is damaged or no picture that can be read: {error}") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -182,24 +186,22 @@ def hash_of(pictures: Any) -> str | None:
     return digest.hexdigest()
 
 
-def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write a PNG with its settings in it, as UTF-8 JSON under the key "sdkit"."""
+def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Write a PNG, with the settings that made it as UTF-8 JSON under the key "sdkit" if there are any."""
     info = PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False, allow_nan=False))
-    picture.save(path, format="PNG", pnginfo=info)
+    if settings is not None:
+        info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False, allow_nan=False))
+    with whole_file(path) as part:
+        picture.save(part, format="PNG", pnginfo=info)
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings that a PNG of sdkit carries.
-
-    Raises:
-        ValueError: the file carries none.
-    """
+def settings_text(path: str | Path) -> str | None:
+    """The JSON that a PNG of sdkit carries, as it stands there; None if it carries none."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {str(path)!r}")
     text = _open(path).info.get(METADATA_KEY)
-    if text is None:
-        raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
-    settings: dict[str, Any] = json.loads(text)
-    return settings
+    return text if isinstance(text, str) else None
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from sdkit.cli.shared import (
     add_model,
     check_model,
     check_picture,
+    own_warnings,
     progress,
     settings_of,
 )
@@ -69,17 +68,17 @@ def add_to(commands: Commands) -> None:
 def _rerun(options: argparse.Namespace) -> None:
     (path,) = picture_paths(options.output, 1)
     check_picture(options.png)
+    if path.resolve() == Path(options.png).expanduser().resolve():
+        raise ValueError(f"{options.output!r} is the picture to make again; give the new one another name with -o")
     check_model(options)
 
     from sdkit import load, read_settings, rerun
+    from sdkit.model.loading import TINY
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries
-        warnings.filterwarnings("always", message=".*may come out otherwise")
-        warnings.showwarning = lambda message, *_args, **_rest: print(f"sdkit: {message}", file=sys.stderr)
+    with own_warnings():
         model = options.model
-        if options.device or options.dtype:  # otherwise `rerun` loads it, once it has seen that all pictures are there
-            model = load(model or read_settings(options.png)["model"], device=options.device, dtype=options.dtype)
+        if model is not None or read_settings(options.png).get("model") == TINY:  # otherwise `rerun` says what to do
+            model = load(model, device=options.device, dtype=options.dtype)
         result = rerun(
             options.png,
             image=options.image,
@@ -115,6 +114,7 @@ def _generate(options: argparse.Namespace) -> None:
     check_model(options)
 
     from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, load, text_to_image
+    from sdkit.pictures import save_png
 
     model = load(options.model, device=options.device, dtype=options.dtype)
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
@@ -128,7 +128,7 @@ def _generate(options: argparse.Namespace) -> None:
         result = make(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
     result.save(options.output)
     if sheet is not None:
-        contact_sheet(result.images).save(sheet)
+        save_png(contact_sheet(result.images), sheet)
     if options.report is not None:
         trace.report(options.report, maps=maps)
     _report(options, result, paths)

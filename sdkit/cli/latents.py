@@ -88,6 +88,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, load, round_trip
+    from sdkit.pictures import save_png
 
     with own_warnings():
         model = load(options.model, device=options.device, dtype=options.dtype)
@@ -102,7 +103,7 @@ def _inspect(options: argparse.Namespace) -> None:
     preview = rgb(trip.latents, scale=1)[0].resize(picture.size, Image.Resampling.BICUBIC)
     blank = Image.new("RGB", picture.size, "white")
     rows = [[picture, trip.images[0], trip.differences[0], preview], *(way.images for way in ways)]
-    contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns).save(path)
+    save_png(contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns), path)
     if options.json:
         numbers = {
             "psnr": trip.psnr[0],
@@ -187,13 +188,14 @@ def _interpolate(options: argparse.Namespace) -> None:
     check_model(options)
 
     from sdkit import contact_sheet, interpolate, load
+    from sdkit.pictures import save_png
 
     with own_warnings():
         model = load(options.model, device=options.device, dtype=options.dtype)
         walk = interpolate(*ends, **asked, model=model)
     walk.save(path, fps=options.fps)
     if sheet is not None:
-        contact_sheet(walk.images).save(sheet)
+        save_png(contact_sheet(walk.images), sheet)
     between = f"{len(walk.images)} frames between {options.start!r} and {options.end!r}"
     print(f"{path}  {between}; the longest step is {walk.evenness:.2f} times the mean")
     if sheet is not None:

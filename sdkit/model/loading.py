@@ -16,6 +16,7 @@ import torch
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import model_source
 from sdkit.inputs.settings import DTYPES
+from sdkit.model.parts import EXPECTED, check_index
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -130,10 +131,7 @@ def _from_pretrained(
 
         try:
             known = {name: value for name, value in chosen.items() if name != "variant"}
-            family = diffusers.DiffusionPipeline.load_config(source, **known).get("_class_name")
-            if family not in PIPELINES:
-                raise ValueError(f"{source!r} is a {family or 'model without a name'}; {_EXPECTED}")
-            kind = getattr(diffusers, family)
+            kind = getattr(diffusers, check_index(diffusers.DiffusionPipeline.load_config(source, **known), source))
             # The safety checker would replace pictures by black ones, and it sees only the last stage of a run.
             unchecked = {"safety_checker": None, "requires_safety_checker": False}
             takes = inspect.signature(kind.__init__).parameters
@@ -152,19 +150,6 @@ def _from_pretrained(
                 ) from error
             where = "is incomplete or damaged" if here else "could not be fetched from the hub; check the id"
             raise FileNotFoundError(f"{source!r} {where}: {str(error).splitlines()[0]}") from error
-
-
-PIPELINES = (
-    "LatentConsistencyModelImg2ImgPipeline",
-    "LatentConsistencyModelPipeline",
-    *(
-        f"StableDiffusion{size}{control}{what}Pipeline"
-        for size in ("", "XL")
-        for control in ("", "ControlNet")
-        for what in ("", "Img2Img", "Inpaint")
-    ),
-)
-_EXPECTED = "expected a Stable Diffusion model: 1.x, 2.x or XL, or one distilled from them"
 
 
 def _supported(pipeline: Any) -> Any:
@@ -192,7 +177,7 @@ def _supported(pipeline: Any) -> Any:
         }
     for reason, applies in reasons.items():
         if applies:
-            raise ValueError(f"{type(pipeline).__name__} cannot be driven: {reason}; {_EXPECTED}")
+            raise ValueError(f"{type(pipeline).__name__} cannot be driven: {reason}; {EXPECTED}")
     return pipeline
 
 
@@ -206,9 +191,7 @@ def _from_pipeline(model: Any, device: object, dtype: object) -> Model:
     if not all(hasattr(model, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")):
         kind = type(model).__name__
         if kind.endswith("Pipeline"):
-            raise ValueError(
-                f"{kind} cannot be driven: it lacks a U-Net, an autoencoder or a text encoder; {_EXPECTED}"
-            )
+            raise ValueError(f"{kind} cannot be driven: it lacks a U-Net, an autoencoder or a text encoder; {EXPECTED}")
         raise TypeError(
             f"model must be a name, a folder, a file, a Stable Diffusion pipeline or an sdkit Model, but is a {kind}"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -65,6 +66,16 @@ class Model:
     name: str
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+
+    def weakly(self) -> Callable[[], Model | None]:
+        """What gives the model again for as long as somebody holds its pipeline."""
+        pipeline, name, steps, guidance_scale = (
+            ref(self.pipeline),
+            self.name,
+            self.num_inference_steps,
+            self.guidance_scale,
+        )
+        return lambda: None if (held := pipeline()) is None else Model(held, name, steps, guidance_scale)
 
     @property
     def unet(self) -> Any:
@@ -172,9 +183,6 @@ class Model:
         width: int = self.encoders[-1][2].config.projection_dim
         return width
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Words
-
     def tokenize(
         self, prompts: Sequence[str], tokenizer: Any = None, *, split: bool = False, length: int = 0
     ) -> Tensor:
@@ -209,10 +217,9 @@ class Model:
         for the conditional one."""
         width = self.unet.add_embedding.linear_1.in_features - self.pooled_width
         numbers = width // self.unet.config.addition_time_embed_dim
-        uncond, cond = text.time_ids(settings, numbers, from_picture=from_picture)
-        return torch.tensor([uncond], dtype=self.dtype).to(self.device), torch.tensor([cond], dtype=self.dtype).to(
-            self.device
-        )
+        both = text.time_ids(settings, numbers, from_picture=from_picture)
+        uncond, cond = (torch.tensor([ids], dtype=self.dtype).to(self.device) for ids in both)
+        return uncond, cond
 
     def embed_guidance(self, guidance_scale: float, pictures: int) -> Tensor:
         """The guidance scale as the input (B, E) that a distilled U-Net takes it as."""
@@ -220,9 +227,6 @@ class Model:
         width = self.unet.config.time_cond_proj_dim
         embedding: Tensor = self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width)
         return embedding.to(self.device, self.dtype)
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Pictures
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Mean and log-variance (B, 2C, h, w) of what the VAE makes of pictures (B, 3, H, W) in [-1, 1]."""

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sdkit.inputs.checks import pick
+from sdkit.model import parts
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,11 @@ def _fresh(scheduler: Any, model_scheduler: Any) -> Any:
     kind = type(chosen).__name__
     if not hasattr(chosen, "alphas_cumprod"):
         raise ValueError(f"{kind} has no noise schedule of Stable Diffusion; use one of {', '.join(SCHEDULERS)}")
+    if kind not in parts.SCHEDULERS or not type(chosen).__module__.startswith("diffusers."):
+        raise ValueError(
+            f"{kind} is no scheduler of diffusers that sdkit knows, so no run could be made again from its record; "
+            f"use one of {', '.join(SCHEDULERS)}"
+        )
     return type(chosen).from_config(chosen.config)
 
 
@@ -96,10 +102,18 @@ def _parameters(scheduler: type) -> Mapping[str, Any]:
 
 
 def rebuilt(config: Mapping[str, Any]) -> Any:
-    """The scheduler of a run's settings: a configuration with the "class" that it belongs to."""
+    """The scheduler of a run's settings: a configuration with the "class" that it belongs to.
+
+    Raises:
+        ValueError: that is no class of a scheduler that sdkit knows, or its configuration is damaged.
+    """
+    kind = parts.check_scheduler(config)
     import diffusers
 
-    return getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
+    try:
+        return getattr(diffusers, kind).from_config({k: v for k, v in config.items() if k != "class"})
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, NotImplementedError, LookupError) as error:
+        raise ValueError(f"the settings of {kind} are damaged: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sdkit.model.parts import check_index
+
 # By diffusers' names for what it infers: our configuration, the pipeline, and the channels that the U-Net sees.
 _FAMILIES = {
     "v1": ("sd1", "StableDiffusionPipeline", 4),
@@ -50,7 +52,7 @@ def pipeline_from(path: Path, dtype: torch.dtype, *, config: Path | None, predic
         prediction_type = "v_prediction"
     with _configurations(name, kind, channels) as folder:
         if config is not None:
-            kind = json.loads((config / "model_index.json").read_text())["_class_name"]
+            kind = _class_named_in(config)
             folder = config
         tokenizers = {} if config is not None else _tokenizers(name)
         pipeline = getattr(diffusers, kind).from_single_file(
@@ -59,6 +61,14 @@ def pipeline_from(path: Path, dtype: torch.dtype, *, config: Path | None, predic
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     return pipeline
+
+
+def _class_named_in(config: Path) -> str:
+    try:
+        index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {str(config)!r} has no model_index.json that can be read: {error}") from error
+    return check_index(index, str(config))
 
 
 def _shapes(path: Path) -> dict[str, torch.Tensor]:

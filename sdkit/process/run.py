@@ -195,6 +195,7 @@ def begin(run: Run, process: Generator[Event, None, T]) -> Generator[Event, None
             raise type(error)(advice) from error
         raise
     finally:
+        run.scope.close()
         run.model.pipeline.maybe_free_model_hooks()  # where the pipeline offloads, its parts go back
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sdkit.events import Stage
+from sdkit.files import whole_file
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import film_path
 from sdkit.measure import ColourMap
@@ -112,21 +113,26 @@ def save_film(frames: Sequence[Image.Image], path: str | Path, fps: float, *, ho
         hold: seconds that the last frame stays; by default as long as the others.
     """
     path = film_path(path)
+    with whole_file(path) as part:
+        _write_film(frames, part, fps, hold)
+    return path
+
+
+def _write_film(frames: Sequence[Image.Image], path: Path, fps: float, hold: float) -> None:
     kind = path.suffix.lower()
     if kind == ".mp4":
-        _save_mp4([*frames, *[frames[-1]] * round(fps * hold)], path, fps)
-        return path
+        _write_mp4([*frames, *[frames[-1]] * round(fps * hold)], path, fps)
+        return
     if kind == ".gif":  # 256 colours for each frame, the rare ones of small letters among them
         most = Image.Quantize.MAXCOVERAGE
         frames = [frame.quantize(256, method=most, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * (hold or 1 / fps))]
     more: dict[str, Any] = {"lossless": True} if kind == ".webp" else {"optimize": False}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **more)
-    return path
 
 
-def _save_mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
-    from imageio_ffmpeg import write_frames  # type: ignore[import-untyped]  # only who films needs it
+def _write_mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
+    from imageio_ffmpeg import count_frames_and_secs, write_frames  # type: ignore[import-untyped]  # only who films needs it
 
     width, height = frames[0].size
     even = width + width % 2, height + height % 2  # as video wants it
@@ -137,3 +143,5 @@ def _save_mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
             film.send(ImageOps.pad(frame, even).tobytes() if even != frame.size else frame.tobytes())
     finally:
         film.close()
+    if count_frames_and_secs(str(path))[0] != len(frames):  # ffmpeg says nothing of a full disk
+        raise OSError("the film came out incomplete, perhaps because the disk is full")

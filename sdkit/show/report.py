@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import html
 import json
+import re
+from base64 import b64encode
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sdkit.events import Stage
+from sdkit.files import whole_file
 from sdkit.inputs.paths import report_path
 from sdkit.measure import ColourMap
 from sdkit.show.report_values import distances, run_values
@@ -37,7 +41,9 @@ def write_report(
         FileNotFoundError: the folder does not exist.
     """
     path = report_path(path)
-    path.write_text(page(trace, maps=maps, other=other, picture=picture), encoding="utf-8")
+    text = page(trace, maps=maps, other=other, picture=picture)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 
@@ -50,7 +56,9 @@ def page(trace: Trace, *, maps: Heat | None = None, other: Trace | None = None, 
     data = {"runs": values, "apart": distances(trace, other, values, picture) if other is not None else []}
     title = " / ".join(dict.fromkeys(filter(None, (prompt_of(one, picture) for one in runs)))) or "A run"
     template = resources.files("sdkit.show").joinpath("report.html").read_text(encoding="utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)  # the page's own, and no other, may run
     parts = {
+        "scripts": " ".join(f"'sha256-{b64encode(sha256(one.encode()).digest()).decode()}'" for one in scripts),
         "title": html.escape(title),
         "hero": "".join(_hero(run, "AB"[i] if other else "") for i, run in enumerate(values)),
         "film": "".join(_film(one, paint, picture, "AB"[i] if other else "") for i, one in enumerate(runs)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from sdkit.events import Hook, Stage, checked, run
 from sdkit.inputs.checks import pick
+from sdkit.inputs.record import check_record
 from sdkit.inputs.settings import Settings
 from sdkit.model import schedulers
-from sdkit.model.loading import load
-from sdkit.pictures import read_settings
+from sdkit.model.loading import TINY, load
+from sdkit.pictures import settings_text
 from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
 from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
@@ -25,7 +27,25 @@ from sdkit.trace.trace import Trace
 
 NOT_HELD = ("latents", *EMBEDS, "ip_adapter_image_embeds")  # tensors that a record mentions and does not hold
 GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures of which a record holds the hash
+NEEDED = ("prompt", "seed", "model", "scheduler", "versions", "index")  # in a PNG that is to be made again
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  # that a branch may make
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a PNG of sdkit carries.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file carries none, or they are damaged.
+    """
+    text = settings_text(path)
+    if text is None:
+        raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the settings in {path} are damaged: {error}") from error
+    return check_record(record, str(path))
 
 
 def rerun(
@@ -36,6 +56,7 @@ def rerun(
     control_image: Any = None,
     ip_adapter_image: Any = None,
     model: Any = None,
+    trust_model: bool = False,
     hooks: Iterable[Hook] = (),
 ) -> Result:
     """The picture of a PNG that sdkit saved, generated again: the same bytes where the surroundings are the same.
@@ -46,13 +67,14 @@ def rerun(
         path: the PNG. Of several pictures that were made together, all are made again, and this one is returned.
         image, mask_image, control_image, ip_adapter_image: the pictures that it was made from, which a PNG does not
             carry.
-        model: what `load` takes; by default the model that the settings name.
+        model: what `load` takes; by default the embedded model, if it made the picture.
+        trust_model: load whatever model the settings name instead. Whoever made the PNG has chosen that name.
         hooks: those that edited the run, which a PNG does not carry either.
 
     Raises:
         ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
     """
-    record, hooks = read_settings(path), checked(hooks)
+    record, hooks = check_record(read_settings(path), str(path), NEEDED), checked(hooks)
     if missing := [name for name in NOT_HELD if record.get(name)] + ["a generator"] * (record["seed"] is None):
         raise ValueError(f"{path} was made from {missing[0]}, which its settings do not hold; it cannot be rerun")
     pictures = dict(zip(GIVEN, (image, mask_image, control_image, ip_adapter_image), strict=True))
@@ -64,7 +86,7 @@ def rerun(
     if edited_by and not hooks:
         names = ", ".join(edited_by)
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
-    model = load(record["model"] if model is None else model)
+    model = load(_chosen(record["model"], str(path), trust_model) if model is None else model)
     settings, scheduler = _recorded(record)
     prepared = prepare(settings, model, scheduler, hooks=hooks, pictures=pictures_for(model, settings, **pictures))
     result = run(result_of(prepared))
@@ -72,9 +94,21 @@ def rerun(
     if differs:
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     index = record["index"]
+    if not 0 <= index < len(result.images):
+        raise ValueError(f"the settings in {path} are damaged: there is no picture {index} among {len(result.images)}")
     same = not differs and result.settings["edited_by"] == record.get("edited_by")
     settings_now = record if same else result.settings  # what is saved says what made it
     return Result([result.images[index]], result.latents[index : index + 1], result.seeds, settings_now, first=index)
+
+
+def _chosen(name: Any, source: str, trust_model: bool) -> Any:
+    """The name of the model that a file names, if it may: a stranger's file does not choose what is loaded."""
+    if name != TINY and not trust_model:
+        raise ValueError(
+            f"{source} names the model {name!r}, which is not loaded because a file names it: give the model yourself "
+            "(model=, or --model on the command line), or trust_model=True if you trust that name"
+        )
+    return name
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -92,7 +126,9 @@ def _recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
     return settings, schedulers.rebuilt(record["scheduler"])
 
 
-def branch(trace: Trace, step: int, *, hooks: Iterable[Hook], model: Any, changes: Mapping[str, Any]) -> Trace:
+def branch(
+    trace: Trace, step: int, *, hooks: Iterable[Hook], model: Any, trust_model: bool, changes: Mapping[str, Any]
+) -> Trace:
     """A recorded run from one of its steps on; `Trace.branch` says the rest."""
     record = trace.settings
     for name in changes:
@@ -106,7 +142,9 @@ def branch(trace: Trace, step: int, *, hooks: Iterable[Hook], model: Any, change
     if step == 0 and record.get("latents"):
         raise ValueError("a run from latents that were given is branched at step 1 or later; begin it anew instead")
     history = _history(trace, step)
-    model = load(trace.model or record["model"] if model is None else model)
+    if model is None:
+        model = trace.model or _chosen(record["model"], "the trace", trust_model or not trace.opened)
+    model = load(model)
     settings, scheduler = _recorded(record)
     child = Trace(budget=trace.budget)
     prepared = prepare(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdkit.events import Edit, Stage
+from sdkit.files import whole_file
 from sdkit.inputs.paths import trace_path
+from sdkit.inputs.record import check_record
 from sdkit.model import schedulers
 from sdkit.trace.record import Record, value_of
 
@@ -61,17 +61,11 @@ def save(path: str | Path, header: dict[str, Any], records: Sequence[Record], st
         "records": entries,
     }
     header["channels_last"] = sorted(last & tensors.keys())
-    handle, part_name = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".part")
-    os.close(handle)
-    part = Path(part_name)
-    try:
-        save_file(tensors, part, metadata={KEY: json.dumps(header)})
-        with part.open("rb+") as opened:
-            os.fsync(opened.fileno())
-        part.replace(place)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(place) as part:
+        try:
+            save_file(tensors, part, metadata={KEY: json.dumps(header)})
+        except SafetensorError as error:  # how that library says that the disk is full
+            raise OSError(str(error)) from error
     return place
 
 
@@ -84,13 +78,13 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[Record], dict[int, Any]
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{str(path)!r} is cut short or no safetensors file; save the trace again") from error
-    header = json.loads((file.metadata() or {}).get(KEY, "{}"))  # type: ignore[no-untyped-call]
-    if not header:
+    text = (file.metadata() or {}).get(KEY)  # type: ignore[no-untyped-call]
+    if not text:
         raise ValueError(f"{str(path)!r} holds tensors but no trace; expected a file that Trace.save wrote")
-    if header["format"] > FORMAT:
-        raise ValueError(
-            f"{str(path)!r} has format {header['format']}, newer than the {FORMAT} known here; update sdkit"
-        )
+    try:
+        header = _checked(json.loads(text), file, str(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}; save the trace again") from error
     last = set(header.get("channels_last", []))
 
     def source(name: str) -> Any:
@@ -110,6 +104,73 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[Record], dict[int, Any]
     if "levels" not in header:
         header["levels"] = _levels_from_schedule(header["settings"], records)
     return header, records, {int(step): source(name) for step, name in header["stepped"].items()}
+
+
+def _checked(header: Any, file: Any, source: str) -> dict[str, Any]:
+    """The header, if everything in it is what it should be."""
+
+    def must(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"its header should hold {what}")
+
+    must(isinstance(header, dict) and _whole(header.get("format")), "the number of its format")
+    if header["format"] > FORMAT:
+        raise ValueError(f"it has format {header['format']}, newer than the {FORMAT} known here; update sdkit")
+    tensors, stages = set(file.keys()), {stage.value for stage in Stage}
+    must(isinstance(header.get("settings"), dict), "settings")
+    if header["settings"]:
+        check_record(header["settings"], source)
+    parent = header.get("parent")
+    must(parent is None or (isinstance(parent, dict) and _whole(parent.get("step"))), "its parent, or none")
+    must(_whole(header.get("every")) and header["every"] >= 1, "every how many steps it was recorded")
+    for name in ("tokens", "records"):
+        must(isinstance(header.get(name), list), name)
+    for row in header["tokens"]:
+        must(isinstance(row, list), "a list of tokens for each prompt")
+        for token in row:
+            must(isinstance(token, list) and len(token) == 3, "three values for each token")
+            must(
+                _whole(token[0]) and isinstance(token[1], str) and _whole_or_none(token[2]), "tokens as id, text, word"
+            )
+    for entry in header["records"]:
+        must(isinstance(entry, dict) and entry.get("stage") in stages, "known stages")
+        must(all(_whole_or_none(entry.get(name)) for name in ("step", "t")), "whole numbers as steps")
+        must(isinstance(entry.get("layer"), str | None), "layers by name")
+        must(entry.get("tensor") in tensors, "records of tensors that are in the file")
+        must(isinstance(entry.get("edits"), list) and all(map(_is_edit, entry["edits"])), "edits")
+    levels, stepped = header.get("levels", {}), header.get("stepped")
+    must(isinstance(levels, dict) and all(map(_is_level, levels.items())), "noise levels as t, alpha, sigma")
+    must(isinstance(stepped, dict) and all(k.isdecimal() and v in tensors for k, v in stepped.items()), "predictions")
+    last = header.get("channels_last", [])
+    must(isinstance(last, list) and all(isinstance(name, str) for name in last), "names of tensors")
+    return dict(header)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole_or_none(value: Any) -> bool:
+    return value is None or _whole(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_edit(edit: Any) -> bool:
+    return (
+        isinstance(edit, dict)
+        and edit.keys() == {"hook", "distance", "relative"}
+        and isinstance(edit["hook"], str)
+        and _number(edit["distance"])
+        and _number(edit["relative"])
+    )
+
+
+def _is_level(level: tuple[str, Any]) -> bool:
+    step, numbers = level
+    return step.isdecimal() and isinstance(numbers, list) and len(numbers) == 3 and all(map(_number, numbers))
 
 
 def _levels_from_schedule(settings: Mapping[str, Any], records: Sequence[Record]) -> dict[str, list[float]]:

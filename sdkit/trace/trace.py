@@ -74,6 +74,7 @@ class Trace:
         self.records: list[Record] = []
         self.stepped: dict[int, Any] = {}  # sources of the predictions that edited x0 stand for, by step
         self.pictures: Any = None  # that the run was given, as it still holds them
+        self.opened = False  # from a file, which somebody else may have made
         self._begun = self._thinned = False
         self._run: Any = None  # weak references: a trace does not keep a run, and so a model, from being freed
         self._model: Any = None
@@ -88,7 +89,7 @@ class Trace:
         if not self._begun:
             self._begun = True
             if run is not None:
-                self._run, self._model, self.pictures = ref(run), ref(run.model), run.pictures
+                self._run, self._model, self.pictures = ref(run), run.model.weakly(), run.pictures
                 self.settings, self.levels = run.record, run.levels
         elif run is not (None if self._run is None else self._run()):
             raise ValueError("this trace already holds a run; record another run with another Trace")
@@ -241,17 +242,16 @@ class Trace:
         """
         header, records, stepped = file.load(path)
         trace = cls(every=header["every"])
-        trace._begun = True
+        trace._begun = trace.opened = True
         trace.settings, trace.parent = header["settings"], header["parent"]
         trace.levels = {int(step): NoiseLevel(*numbers) for step, numbers in header["levels"].items()}
         trace.tokens = [[Token(*token) for token in row] for row in header["tokens"]]
         trace.records, trace.stepped = records, stepped
         return trace
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Going on and showing, by those who stand above
-
-    def branch(self, step: int, *, hooks: Iterable[Hook] = (), model: Any = None, **changes: Any) -> Trace:
+    def branch(
+        self, step: int, *, hooks: Iterable[Hook] = (), model: Any = None, trust_model: bool = False, **changes: Any
+    ) -> Trace:
         """Go on from before a recorded step, exactly, with other words, other guidance or other hooks.
 
         The scheduler steps once more through what was recorded, without the U-Net, so that its memory and its random
@@ -260,7 +260,9 @@ class Trace:
         Args:
             step: the first step that is computed anew; the earlier ones are the parent's.
             hooks: called with every event from there on.
-            model: what `load` takes; by default the model that made the trace.
+            model: what `load` takes; by default the model that made the trace, but of one that was opened from a file
+                only the embedded model.
+            trust_model: load whatever model an opened trace names. Whoever made the file has chosen that name.
             changes: any of prompt, negative_prompt, guidance_scale, guidance_rescale.
 
         Returns:
@@ -269,7 +271,7 @@ class Trace:
         Raises:
             ValueError: the steps before were not all recorded as they were, or something else was to be changed.
         """
-        child: Trace = ask("branch", self, step, hooks=hooks, model=model, changes=changes)
+        child: Trace = ask("branch", self, step, hooks=hooks, model=model, trust_model=trust_model, changes=changes)
         return child
 
     def report(self, path: str | Path, *, maps: Any = None, other: Trace | None = None, picture: int = 0) -> Path:

@@ -126,6 +126,12 @@ class Scope:
                         f"{', '.join(kinds[stage]) or 'none'}"
                     )
 
+    def close(self) -> None:
+        """Let the twin go, which otherwise keeps the model's weights until Python looks for circles."""
+        for layer in self.layers:
+            layer.module = None
+        self.layers, self.unet, self.run = [], None, None
+
     @contextmanager
     def at(self, step: int | None = None, t: int | None = None) -> Iterator[None]:
         """While one call of the U-Net runs.

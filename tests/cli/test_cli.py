@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import sdkit
+from sdkit import read_settings
 from sdkit.cli import main
 from sdkit.inputs.settings import Settings
-from sdkit.pictures import read_settings
 from sdkit.tiny.drawing import draw
 
 

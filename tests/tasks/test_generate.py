@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerSchedu
 from PIL import Image
 
 import sdkit
-from sdkit.pictures import read_settings
+from sdkit import read_settings
 from sdkit.tiny.drawing import draw
 
 

@@ -1,0 +1,98 @@
+"""The classes that a file may name: whatever a folder, a configuration, a picture or a trace says, no other is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdkit.inputs.checks import pick, whole
+
+EXPECTED = "expected a Stable Diffusion model: 1.x, 2.x or XL, or one distilled from them"
+PIPELINES = (
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    *(
+        f"StableDiffusion{size}{control}{what}Pipeline"
+        for size in ("", "XL")
+        for control in ("", "ControlNet")
+        for what in ("", "Img2Img", "Inpaint")
+    ),
+)
+SCHEDULERS = (  # of diffusers, those that have a noise schedule of Stable Diffusion
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+_PARTS = {  # of a pipeline, by name: the library and the classes that each may be of
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "scheduler": ("diffusers", SCHEDULERS),
+    "controlnet": ("diffusers", ("ControlNetModel", "MultiControlNetModel")),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "image_encoder": ("transformers", ("CLIPVisionModelWithProjection",)),
+    "feature_extractor": ("transformers", ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorPil")),
+    "safety_checker": ("stable_diffusion", ("StableDiffusionSafetyChecker",)),
+}
+_OTHER_LIBRARIES = {"MultiControlNetModel": ("controlnet", "pipelines.controlnet.multicontrolnet", "multicontrolnet")}
+LONGEST_SCHEDULE = 100_000  # training timesteps that a configuration may ask for
+
+
+def check_index(index: Any, source: str) -> str:
+    """The name of the pipeline class of a model_index.json, if it and every part are of a known class.
+
+    Raises:
+        ValueError: one is not; nothing has been imported for it.
+    """
+    if not isinstance(index, Mapping) or index.get("_class_name") not in PIPELINES:
+        kind = index.get("_class_name") if isinstance(index, Mapping) else None
+        raise ValueError(f"{source!r} is a {kind or 'model without a name'}; {EXPECTED}")
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list | tuple):
+            continue
+        library, kind = (*value, None, None)[:2]
+        if library is None and kind is None:
+            continue
+        known_library, kinds = _PARTS.get(name, (None, ()))
+        libraries = (known_library, *_OTHER_LIBRARIES.get(str(kind), ()))
+        if kind not in kinds or library not in libraries or len(value) != 2:
+            raise ValueError(
+                f"{source!r} names {'.'.join(map(str, value))!r} as its {name}, which sdkit does not load; "
+                + (f"expected {known_library}'s {' or '.join(kinds[:3])}" if kinds else "there is no such part")
+            )
+    return str(index["_class_name"])
+
+
+def check_scheduler(config: Any) -> str:
+    """The class of a scheduler's configuration, if it is a known one and not out of all measure.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(config, Mapping) or not isinstance(config.get("class"), str):
+        raise ValueError("the scheduler's settings are damaged; expected its class and configuration")
+    if whole("num_train_timesteps", config.get("num_train_timesteps", 1000), at_least=1) > LONGEST_SCHEDULE:
+        raise ValueError(f"a noise schedule has at most {LONGEST_SCHEDULE:,} timesteps")
+    return pick("scheduler class", config["class"], SCHEDULERS)
