@@ -83,11 +83,16 @@ def progress(steps: int) -> Iterator[Any]:
         yield on(Stage.DENOISED)(lambda _: bar.update())
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would take for a command: files of strangers may hold anything."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 @contextmanager
 def own_warnings(say: Callable[[str], Any] = lambda text: print(text, file=sys.stderr)) -> Iterator[None]:
     """Warnings of sdkit in a plain line each, and none of the libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module="sdkit")
-        warnings.showwarning = lambda message, *_args, **_rest: say(f"sdkit: {message}")
+        warnings.showwarning = lambda message, *_args, **_rest: say(printable(f"sdkit: {message}"))
         yield

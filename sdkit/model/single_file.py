@@ -46,14 +46,14 @@ def pipeline_from(path: Path, dtype: torch.dtype, *, config: Path | None, predic
     """
     import diffusers
 
+    named = None if config is None else _class_named_in(config)  # first of all: it decides what is imported
     shapes = _shapes(path)
     name, kind, channels = _FAMILIES[_family(path, shapes)]
     if "v_pred" in shapes and prediction_type is None:  # how fine-tuned checkpoints say it
         prediction_type = "v_prediction"
     with _configurations(name, kind, channels) as folder:
         if config is not None:
-            kind = _class_named_in(config)
-            folder = config
+            kind, folder = named or kind, config
         tokenizers = {} if config is not None else _tokenizers(name)
         pipeline = getattr(diffusers, kind).from_single_file(
             str(path), config=str(folder), dtype=dtype, local_files_only=True, **tokenizers

@@ -143,5 +143,9 @@ def _write_mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
             film.send(ImageOps.pad(frame, even).tobytes() if even != frame.size else frame.tobytes())
     finally:
         film.close()
-    if count_frames_and_secs(str(path))[0] != len(frames):  # ffmpeg says nothing of a full disk
+    try:
+        written = count_frames_and_secs(str(path))[0]
+    except RuntimeError:  # it cannot even be opened
+        written = 0
+    if written != len(frames):  # of which ffmpeg says nothing
         raise OSError("the film came out incomplete, perhaps because the disk is full")

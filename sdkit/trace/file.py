@@ -82,9 +82,12 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[Record], dict[int, Any]
     if not text:
         raise ValueError(f"{str(path)!r} holds tensors but no trace; expected a file that Trace.save wrote")
     try:
-        header = _checked(json.loads(text), file, str(path))
-    except (ValueError, RecursionError) as error:
+        return _parsed(_checked(json.loads(text), file, str(path)), file)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}; save the trace again") from error
+
+
+def _parsed(header: dict[str, Any], file: Any) -> tuple[dict[str, Any], list[Record], dict[int, Any]]:
     last = set(header.get("channels_last", []))
 
     def source(name: str) -> Any:

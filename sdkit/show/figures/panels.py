@@ -12,6 +12,11 @@ from sdkit.show.view import colours
 from sdkit.trace.trace import Trace
 
 
+def literal(text: str) -> str:
+    """Text for a figure as it is: matplotlib takes what stands between two $ for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def show_picture(axis: Any, rgb: Tensor, title: str) -> None:
     """A picture (3, H, W) in [0, 1]."""
     axis.imshow(rgb.float().clamp(0, 1).movedim(0, -1).cpu().numpy())

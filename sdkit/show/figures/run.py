@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdkit.events import Stage
 from sdkit.model import schedulers
-from sdkit.show.figures.panels import colour_note, end_of, show_picture, step_title, steps_of_both
+from sdkit.show.figures.panels import colour_note, end_of, literal, show_picture, step_title, steps_of_both
 from sdkit.show.style import Figure, drawn
 from sdkit.show.view import by_step, check_picture, colours, noise_share, prompt_of, spread_out, standard
 from sdkit.trace.trace import Trace
@@ -34,7 +34,7 @@ def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool =
     final = [record for record in trace[Stage.LATENT] if record.step is None]
     images = [record for record in trace[Stage.IMAGE] if record.step is None]
     wide = len(steps) + bool(final)
-    title = f"From noise to “{prompt_of(trace, picture)}”" if clean else "A picture drowns in noise"
+    title = f"From noise to “{literal(prompt_of(trace, picture))}”" if clean else "A picture drowns in noise"
     with drawn(1.35 * wide + 0.9, 3.9, title, dark=dark) as figure:
         grid = figure.subplots(2, wide, squeeze=False)
         for column, step in enumerate(steps):
@@ -94,7 +94,7 @@ def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
             ink = inks[number % len(inks)]
             for path, (stage, name) in zip(paths[2 * number : 2 * number + 2], names.items(), strict=True):
                 walk = (path.double() - mean) @ basis  # (N, 2)
-                label = f"{name}, “{prompt_of(trace, picture)}”" if len(traces) > 1 else name
+                label = f"{name}, “{literal(prompt_of(trace, picture))}”" if len(traces) > 1 else name
                 dotted = stage is Stage.DENOISED
                 axis.plot(*walk.T, "o:" if dotted else "o-", ms=3.5, lw=1.4 if dotted else 2.2, color=ink, label=label)
                 if not dotted:
@@ -133,7 +133,9 @@ def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, d
             axis.plot(at, apart, style, label=name, ms=5)
         axis.set(xlabel="step", ylabel="distance / length of A", ylim=(0, None))
         axis.locator_params(axis="x", integer=True)
-        axis.set_title(f"A “{prompt_of(trace, picture)}”   B “{prompt_of(other, picture)}”", loc="left")
+        axis.set_title(
+            f"A “{literal(prompt_of(trace, picture))}”   B “{literal(prompt_of(other, picture))}”", loc="left"
+        )
         axis.legend()
     return figure
 

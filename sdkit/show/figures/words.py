@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sdkit.events import Stage
-from sdkit.show.figures.panels import behind, heat_bar, lay_over, step_title
+from sdkit.show.figures.panels import behind, heat_bar, lay_over, literal, step_title
 from sdkit.show.style import Figure, drawn
 from sdkit.show.view import Heat, by_step, colours, heats, spread_out
 from sdkit.trace.trace import Trace
@@ -37,7 +37,7 @@ def word_maps(
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, word in zip(axes, words, strict=False):
             lay_over(axis, picture_behind, maps.heat(word, step=step, picture=picture))
-            axis.set_title(word)
+            axis.set_title(literal(word))
         for axis in axes[len(words) :]:
             axis.set_axis_off()
         heat_bar(figure, axes)
@@ -71,6 +71,6 @@ def words_over_time(
                 lay_over(axis, under, planes[column])
                 if row == 0:
                     axis.set_title(step_title(step, trace), fontsize=11)
-            axes[row, 0].set_ylabel(word, rotation=0, ha="right", va="center", labelpad=8)
+            axes[row, 0].set_ylabel(literal(word), rotation=0, ha="right", va="center", labelpad=8)
         heat_bar(figure, list(axes.flat))
     return figure
