@@ -34,9 +34,9 @@ def to_pixels(
     """What people hand in as a picture, or a list of such, as (N, 3, H, W) float32 in [-1, 1].
 
     Args:
-        image: PIL of any mode (turned as its EXIF data says, transparency laid on white, 16 bits taken down to 8), a
-            path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, a tensor (3, H, W) or (N, 3, H, W) of
-            floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where some are negative.
+        image: PIL of any mode (turned as its EXIF data says, transparency laid on white, 16 bits and floats taken down
+            to 8 bits), a path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, a tensor (3, H, W) or
+            (N, 3, H, W) of floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where some are negative.
         height, width: to fit it to; by default its own size, cut down to a multiple of 8, which a warning says.
         signed: False for values in [0, 1].
         latent_channels: a tensor with so many channels is no picture but latents, and is returned as it is.
@@ -60,24 +60,49 @@ def to_pixels(
 
 
 def to_mask(image: Any, height: int, width: int) -> Tensor:
-    """A mask in any form that a picture comes in, or an array of truth values, or a list of such, fitted to a size: as
-    (M, 1, H, W) float32, 1 where it is at least half white and 0 elsewhere."""
+    """A mask, or a list of such, fitted to a size: (M, 1, H, W) float32, 1 where it is at least half white, else 0.
+
+    Args:
+        image: PIL or a path, of which transparency is left out of account, as diffusers does; an array or a tensor of
+            truth values, of 0 and 1, of 0..255, or of floats in [0, 1], of shape (H, W), with one or three channels
+            last or first, and for a tensor several masks (M, 1, H, W).
+
+    Raises:
+        ValueError: its values or its shape are not those of a mask.
+    """
     masks = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-    fitted = []
-    for one in image if isinstance(image, list | tuple) else [image]:
-        if isinstance(one, Tensor | np.ndarray):
-            one = np.asarray(one.cpu() if isinstance(one, Tensor) else one)
-            one = one.astype(np.uint8) * 255 if one.dtype == bool else one
-            one = np.moveaxis(one, -3, -1) if one.ndim > 2 and one.shape[-1] not in (1, 3, 4) else one  # channels first
-            one = one[0] if one.ndim == 4 and len(one) == 1 else one
-        fitted.append(masks.preprocess(to_rgb(one).convert("L"), height, width))
-    return torch.cat(fitted)
+    every = [one for each in (image if isinstance(image, list | tuple) else [image]) for one in _single_masks(each)]
+    if not every:
+        raise ValueError("mask_image is an empty list; give at least one mask")
+    return torch.cat([masks.preprocess(one.convert("L"), height, width) for one in every])
+
+
+def _single_masks(mask: Any) -> list[Image.Image]:
+    if not isinstance(mask, Tensor | np.ndarray):
+        return [_to_pil(mask)]
+    array = mask.detach().float().cpu().numpy() if isinstance(mask, Tensor) and mask.is_floating_point() else mask
+    array = np.asarray(array.cpu() if isinstance(array, Tensor) else array)
+    if array.ndim == 4:
+        return [one for each in array for one in _single_masks(each)]
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)  # channels first
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
+        raise ValueError(f"a mask is (H, W), or has one or three channels, but is {array.shape}")
+    low, high = float(array.min()), float(array.max())
+    floats = np.issubdtype(array.dtype, np.floating)
+    if not (low >= 0 and high <= (1 if floats else 255)) or (not floats and 1 < high < 128):
+        raise ValueError(
+            f"a mask holds truth values, 0 and 1, 0 to 255, or floats in [0, 1], but goes from {low:g} to {high:g}; "
+            "of labels, compare with the one that is meant, as in labels == 3"
+        )
+    whole = (array * (1 if high > 1 else 255)).round().astype(np.uint8)
+    return [Image.fromarray(whole[..., 0] if whole.shape[2:] == (1,) else whole)]
 
 
 def _fit(image: Any, height: int | None, width: int | None, signed: bool) -> Tensor:
     """One picture, or a tensor of several, as (N, 3, H, W) in [-1, 1] or [0, 1], the sides multiples of 8."""
     if isinstance(image, Tensor):
-        image = _in_range(_check_shape(image).float().cpu())
+        image = _in_range(_check_shape(image).detach().float().cpu())
         h, w = image.shape[-2:]
     elif isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and image.shape[2:] == (3,):
         image = _in_range(image.astype(np.float32))  # not taken to 8 bits: floats keep their precision
@@ -112,23 +137,37 @@ def _in_range(image: AnyArray) -> AnyArray:
 
 def to_rgb(image: Any) -> Image.Image:
     """One picture as PIL in RGB, as `to_pixels` says."""
-    if isinstance(image, str | Path):
-        path = Path(image).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no picture {str(image)!r}")
-        image = _open(path)
-    elif isinstance(image, np.ndarray):
-        image = _from_array(image)
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"a picture is PIL, a path, an array or a tensor, but is a {type(image).__name__}")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    image = _to_pil(_from_array(image) if isinstance(image, np.ndarray) else image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     rgb: Image.Image = image.convert("RGB")
     return rgb
+
+
+def _to_pil(image: Any) -> Any:
+    """A picture or a path as PIL, turned as its EXIF data says, of 8 bits."""
+    if isinstance(image, str | Path):
+        path = Path(image).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no picture {str(image)!r}")
+        image = _open(path)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a picture is PIL, a path, an array or a tensor, but is a {type(image).__name__}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(
+            f"a picture of mode {image.mode!r} lies in [0, 1], 0..255 or 0..65535, but goes from {low:g} to {high:g}"
+        )
+    if image.mode.startswith("I;16") or high > 255:
+        values = values / 257
+    elif image.mode == "F" and high <= 1:
+        values = values * 255
+    return Image.fromarray(values.round().astype(np.uint8))
 
 
 def _open(path: str | Path) -> Image.Image:

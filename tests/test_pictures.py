@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from sdkit import contact_sheet, read_settings
-from sdkit.pictures import save_png, to_pil, to_pixels
+from sdkit.pictures import save_png, to_mask, to_pil, to_pixels
 
 
 def test_the_ends_and_the_middle_of_the_range_become_black_white_and_gray():
@@ -114,3 +115,103 @@ def test_sizes_that_8_does_not_divide_are_fitted_and_it_is_said():
 def test_what_is_no_picture_is_said(image, error, words):
     with pytest.raises(error, match=words):
         to_pixels(image)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The forms that a mask comes in
+
+
+HALF = np.zeros((16, 16), bool)
+HALF[:, :8] = True
+
+
+def white_on_transparent():
+    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.paste((255, 255, 255, 255), (0, 0, 8, 16))
+    return picture
+
+
+def as_mode(mode):
+    return Image.fromarray(np.uint8(HALF * 255)).convert(mode)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        HALF,
+        np.uint8(HALF),
+        np.uint8(HALF * 255),
+        np.int64(HALF),
+        np.float32(HALF),
+        np.float64(HALF)[..., None],
+        np.stack([np.uint8(HALF * 255)] * 3, -1),
+        torch.tensor(HALF),
+        torch.tensor(HALF).half(),
+        torch.tensor(HALF).bfloat16()[None],
+        torch.tensor(HALF).float()[None, None],
+        torch.tensor(HALF).float().requires_grad_(),
+        torch.tensor(HALF).int(),
+        torch.tensor(HALF).float().expand(3, 16, 16),
+        white_on_transparent(),
+        *(as_mode(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "F")),
+        Image.fromarray(np.float32(HALF)),
+        Image.fromarray(np.uint16(HALF) * 65535),
+    ],
+    ids=lambda mask: f"{type(mask).__name__}-{getattr(mask, 'dtype', getattr(mask, 'mode', ''))}",
+)
+def test_a_mask_is_the_same_in_every_form(mask):
+    assert torch.equal(to_mask(mask, 16, 16), torch.tensor(HALF).float()[None, None])
+
+
+@pytest.mark.parametrize("picture", [white_on_transparent(), as_mode("L"), as_mode("RGBA"), as_mode("1"), as_mode("P")])
+def test_a_mask_means_what_it_means_to_diffusers(picture):
+    processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    assert torch.equal(to_mask(picture, 16, 16), processor.preprocess(picture, 16, 16))
+
+
+def test_several_masks_in_one_tensor_or_a_list_stay_several():
+    both = torch.stack([torch.tensor(HALF), ~torch.tensor(HALF)]).float()[:, None]
+    assert torch.equal(to_mask(both, 16, 16), both)
+    assert torch.equal(to_mask([HALF, ~HALF], 16, 16), both)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.array([[0, 3], [5, 1]]), "goes from 0 to 5; of labels, compare with the one that is meant"),
+        (np.full((4, 4), -1), "goes from -1 to -1"),
+        (np.full((4, 4), 300), "goes from 300 to 300"),
+        (np.full((4, 4), 1.5), "goes from 1.5 to 1.5"),
+        (np.full((4, 4), np.nan), "goes from nan to nan"),
+        (np.zeros((2, 5, 7)), r"has one or three channels, but is \(5, 7, 2\)"),
+        (np.zeros(5), r"but is \(5,\)"),
+        ([], "empty list"),
+    ],
+)
+def test_what_is_no_mask_is_said(mask, words):
+    with pytest.raises(ValueError, match=words):
+        to_mask(mask, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "ramp",
+    [
+        Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)),
+        Image.fromarray(np.linspace(0, 255, 256, dtype=np.float32).reshape(16, 16)),
+        Image.fromarray(np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)),
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("I"),
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("F"),
+    ],
+    ids=["F in [0, 1]", "F in 0..255", "I;16", "I", "F of L"],
+)
+def test_a_picture_of_a_wide_range_is_what_its_values_mean(ramp, tmp_path):
+    expected = torch.arange(256).view(16, 16) / 255
+    assert torch.allclose(to_pixels(ramp, signed=False)[0, 0], expected, atol=0.003)
+    ramp.save(tmp_path / "ramp.tiff")
+    assert torch.allclose(to_pixels(tmp_path / "ramp.tiff", signed=False)[0, 0], expected, atol=0.003)
+
+
+def test_a_dark_picture_of_mode_i_stays_what_it_was():
+    assert np.unique(np.asarray(to_pil(to_pixels(Image.new("L", (8, 8), 77).convert("I")))[0])).tolist() == [77]
+    with pytest.raises(ValueError, match=r"of mode 'F' lies in .* but goes from -1 to -1"):
+        to_pixels(Image.new("F", (8, 8), -1.0))

@@ -104,8 +104,9 @@ def _model(pipeline: Any, name: str) -> Model:
 
     if pipeline.unet.config.time_cond_proj_dim is not None:
         return Model(pipeline, name, num_inference_steps=4, guidance_scale=8.5)  # as LCM's own pipeline has it
-    if "turbo" in name.lower():
-        return Model(pipeline, name, num_inference_steps=1, guidance_scale=0.0)
+    scheduler = pipeline.scheduler.config
+    if scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr"):
+        return Model(pipeline, name, num_inference_steps=1, guidance_scale=0.0)  # how Turbo models are published
     if hasattr(pipeline, "text_encoder_2"):
         return Model(pipeline, name, guidance_scale=5.0)  # as diffusers' pipeline of SDXL has it
     return Model(pipeline, name)

@@ -58,8 +58,11 @@ def pipeline_from(path: Path, dtype: torch.dtype, *, config: Path | None, predic
         pipeline = getattr(diffusers, kind).from_single_file(
             str(path), config=str(folder), dtype=dtype, local_files_only=True, **tokenizers
         )
-    if prediction_type is not None:
-        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    changes: dict[str, Any] = {} if prediction_type is None else {"prediction_type": prediction_type}
+    if "ztsnr" in shapes:  # how they say that their noise schedule ends in noise alone (arXiv:2305.08891)
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if changes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     return pipeline
 
 

@@ -140,6 +140,14 @@ def test_a_file_is_told_or_tells_by_a_key_that_it_predicts_v(tmp_path):
     ):
         model = sdkit.load(file, device="cpu", config=tmp_path / "folder", **options)
         assert model.scheduler.config.prediction_type == expected
+        assert not model.scheduler.config.get("rescale_betas_zero_snr")
+    save_file({**load_file(path), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tells)
+    model = sdkit.load(tells, device="cpu", config=tmp_path / "folder")
+    config = sdkit.text_to_image("a star", model=model, scheduler="ddim", num_inference_steps=1, seed=1).settings
+    assert config["scheduler"]["rescale_betas_zero_snr"]
+    assert config["scheduler"]["prediction_type"] == "v_prediction"
+    assert config["start"]["t"] == 999
+    assert model.guidance_scale == 7.5  # no Turbo for that
 
 
 @pytest.mark.parametrize(
