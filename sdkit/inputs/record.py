@@ -35,6 +35,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "edited_by": (_list_of(_is(str)), "a list of names"),
     "residuals": (_list_of(_is(int, float)), "a list of numbers"),
     "levels": (_list_of(_NUMBERS), "a list of noise levels"),
+    "extras": (_dict_of(_is(dict, list)), "what acts beside the weights, by name"),
     "start": (_NUMBERS, "numbers by name"),
     "versions": (_dict_of(_is(str)), "versions by name"),
     "scheduler": (lambda value: _dict_of(lambda _: True)(value) and isinstance(value.get("class"), str), "a scheduler"),

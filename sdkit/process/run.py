@@ -13,6 +13,7 @@ from torch import Tensor
 from sdkit.events import INNER, Edit, Event, Hook, Stage, name_of, show, stages_of
 from sdkit.inputs.settings import Settings
 from sdkit.model import schedulers
+from sdkit.model.extras import extras_of
 from sdkit.model.model import Condition, Model
 from sdkit.model.schedulers import Visit
 from sdkit.model.tokens import Word, find, places_of, read_tokens, words_of
@@ -216,6 +217,7 @@ def surroundings(model: Model) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_hash": model.fingerprint(),
+        "extras": extras_of(model.pipeline),
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {

@@ -115,6 +115,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two records of runs, but for what is the run's own to choose."""
     names = ("model_hash", *GIVEN, "device", "dtype", "scheduler")
     pairs = [(key, old.get(key), new.get(key)) for key in names]
+    extras = old.get("extras") or {}, new.get("extras") or {}
+    if "extras" in old:  # older records do not have them
+        pairs += [(name, extras[0].get(name), extras[1].get(name)) for name in {**extras[0], **extras[1]}]
     libraries = {**old["versions"], **new["versions"]}
     pairs += [(name, old["versions"].get(name), new["versions"].get(name)) for name in libraries]
     return [f"{name} was {before} and is {now}" for name, before, now in pairs if before != now]

@@ -243,7 +243,7 @@ class Trace:
         header, records, stepped = file.load(path)
         trace = cls(every=header["every"])
         trace._begun = trace.opened = True
-        trace.settings, trace.parent = header["settings"], header["parent"]
+        trace.settings, trace.parent = header["settings"], header.get("parent")
         trace.levels = {int(step): NoiseLevel(*numbers) for step, numbers in header["levels"].items()}
         trace.tokens = [[Token(*token) for token in row] for row in header["tokens"]]
         trace.records, trace.stepped = records, stepped

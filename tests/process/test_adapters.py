@@ -1,5 +1,7 @@
 """What a pipeline carries keeps its effect and its parity: LoRA, textual inversion, IP-Adapter, ControlNet."""
 
+import warnings
+
 import diffusers
 import pytest
 import torch
@@ -204,3 +206,52 @@ def test_attention_is_seen_beside_a_lora_and_an_ip_adapter_and_changes_no_bit(fa
     attention = trace["attention"][0].value
     assert torch.allclose(attention.sum(-1), torch.ones(attention.shape[:-1]), atol=1e-5)
     assert {type(one) for one in pipeline.unet.attn_processors.values()} == set(processors.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The record of what acts
+
+
+def test_whatever_acts_beside_the_weights_is_recorded_and_its_change_is_said(tmp_path):
+    peft = pytest.importorskip("peft")
+    pipeline = random_pipeline(tmp_path)
+    options = {"model": pipeline, "seed": 1, "num_inference_steps": 2, "height": 64, "width": 64}
+    assert sdkit.text_to_image("a star", **options).settings["extras"] == {}
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q"]), "wc")
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    result = sdkit.text_to_image("a star", **options)
+    assert result.settings["extras"]["freeu"] == {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
+    assert list(result.settings["extras"]["adapters"]["unet"]) == ["wc"]
+    (path,) = result.save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(sdkit.rerun(path, model=pipeline).latents, result.latents)
+
+    def said():
+        with pytest.warns(UserWarning, match="may come out otherwise") as caught:
+            again = sdkit.rerun(path, model=pipeline)
+        assert not torch.equal(again.latents, result.latents)
+        return str(caught[0].message)
+
+    pipeline.unet.set_adapters(["wc"], [0.3])
+    assert "adapters was {'unet': {'wc': " in said()
+    pipeline.unet.disable_adapters()
+    assert "and is {'unet': {'wc': 'off'}}" in said()
+    pipeline.unet.enable_adapters()
+    pipeline.unet.set_adapters(["wc"], [1.0])
+    pipeline.disable_freeu()
+    assert "freeu was {'s1': 0.9, 's2': 0.2, 'b1': 1.5, 'b2': 1.6} and is None" in said()
+
+
+def test_another_embedding_under_the_same_token_is_said(tmp_path):
+    pipeline = random_pipeline(tmp_path)
+    options = {"model": pipeline, "seed": 1, "num_inference_steps": 2, "height": 64, "width": 64}
+    pipeline.load_textual_inversion({"<mine>": torch.randn(32)}, token="<mine>")
+    result = sdkit.text_to_image("a <mine> star", **options)
+    (path,) = result.save(tmp_path / "a.png")
+    number = pipeline.tokenizer.convert_tokens_to_ids("<mine>")
+    with torch.no_grad():
+        pipeline.text_encoder.get_input_embeddings().weight[number] += 1
+    with pytest.warns(UserWarning, match="tokens was {'tokenizer: <mine>'"):
+        again = sdkit.rerun(path, model=pipeline)
+    assert not torch.equal(again.latents, result.latents)
