@@ -137,7 +137,8 @@ class Run:
             ValueError: there is one, and hooks have edited it.
             FloatingPointError: there is one that the model made.
         """
-        if not self._finite or bool(torch.stack([finite for *_, finite in self._finite]).all()):
+        flags = [finite.cpu() for *_, finite in self._finite]  # values may lie on several devices
+        if not flags or bool(torch.stack(flags).all()):
             return
         where, edits = next((where, edits) for where, edits, finite in self._finite if not finite)
         if edits:
