@@ -96,7 +96,7 @@ class Stages(PictureOptions):
     """The arguments of `stages`."""
 
     prompt: str | Sequence[str] | None = argument(None, "what to draw, or what to make of the picture")
-    image: Any = argument(None, "a picture to start from, as `image_to_image` takes it")
+    image: Any = argument(None, "a picture to start from: whatever `image_to_image` takes", "FILE")
 
 
 def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
