@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check notebooks clean
+.PHONY: demo test test-slow check notebooks clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -11,7 +11,11 @@ demo: .venv/installed
 
 # One thread in each of two processes is twice as fast as two threads in one: threads wait for one another.
 test: .venv/developed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Whole notebooks, and a model of the true size of Stable Diffusion 1.5.
+test-slow: .venv/developed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 check: .venv/developed
 	$(BIN)/ruff check

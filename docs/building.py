@@ -23,7 +23,7 @@ import griffe
 PACKAGE = Path(__file__).parents[1] / "sdkit"
 GROUND = "ground"  # the files at the top of the package, taken together
 ACROSS, DOWN, WIDE, HIGH = 54, 38, 58, 26  # between two boxes of the drawing, and the size of each
-_TAKES = "sdkit.inputs.options.takes"  # makes signature and docstring of a function from the table of arguments
+_TAKES = "sdkit.inputs.signatures.takes"  # makes signature and docstring of a function from the table of arguments
 
 
 class Comments(griffe.Extension):

@@ -34,6 +34,7 @@ def shell():
     InteractiveShell.clear_instance()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end_and_shows_what_it_says(path, shell, monkeypatch, tmp_path):
     monkeypatch.setenv("SDKIT_QUICK", "1")  # notebook 6 then trains for a few steps only

@@ -169,7 +169,7 @@ def test_a_program_with_types_passes_mypy(tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, *options, str(tmp_path / "program.py"), str(tmp_path / "mistaken.py")],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        capture_output=True, text=True, check=False, cwd=ROOT.parent,
     )  # fmt: skip
     assert "program.py" not in done.stdout, done.stdout
     assert 'Unexpected keyword argument "guidance"' in done.stdout

@@ -18,10 +18,10 @@ from sdkit.cli.shared import (
     progress,
     settings_of,
 )
+from sdkit.inputs.arguments import STRENGTH, Settings
 from sdkit.inputs.checks import pick
-from sdkit.inputs.options import Stages
 from sdkit.inputs.paths import picture_paths, report_path
-from sdkit.inputs.settings import STRENGTH, Settings
+from sdkit.inputs.signatures import Stages
 from sdkit.model.schedulers import SCHEDULERS
 
 PICTURES = ("image", "mask_image", "control_image")  # options that are files

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings, progress
+from sdkit.inputs.arguments import Settings
 from sdkit.inputs.paths import film_path, picture_paths, trace_path
-from sdkit.inputs.settings import Settings
 
 
 def add_to(commands: Commands) -> None:

@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sdkit.inputs.arguments import DTYPES, Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import model_source
-from sdkit.inputs.settings import DTYPES, Settings
 
 Commands = Any  # the subparsers of argparse, whose class is private
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import model_source
-from sdkit.inputs.settings import DTYPES
-from sdkit.model.parts import EXPECTED, check_index
+from sdkit.model.allowed import EXPECTED, check_index
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -11,7 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 from sdkit.model import latents as latents_of
 from sdkit.model import text
 

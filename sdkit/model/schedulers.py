@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from sdkit.inputs.checks import pick
-from sdkit.model import parts
+from sdkit.inputs.checks import pick, whole
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +40,32 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
 _WITH_KARRAS = ("deis", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde", "euler", "heun", "kdpm2", "kdpm2_a", "lms", "unipc")
 _NEEDS = {"dpmpp_sde": "torchsde", "lms": "scipy"}  # packages of the extra "schedulers"
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+KNOWN = (  # the classes that a record or a model's folder may name, those of diffusers with such a noise schedule
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+LONGEST = 100_000  # training timesteps that a configuration may ask for
 SCHEDULERS: tuple[str, ...] = tuple(sorted([*_NAMED, *(f"{name}_karras" for name in _WITH_KARRAS)]))
 
 
@@ -74,7 +99,7 @@ def _fresh(scheduler: Any, model_scheduler: Any) -> Any:
     kind = type(chosen).__name__
     if not hasattr(chosen, "alphas_cumprod"):
         raise ValueError(f"{kind} has no noise schedule of Stable Diffusion; use one of {', '.join(SCHEDULERS)}")
-    if kind not in parts.SCHEDULERS or not type(chosen).__module__.startswith("diffusers."):
+    if kind not in KNOWN or not type(chosen).__module__.startswith("diffusers."):
         raise ValueError(
             f"{kind} is no scheduler of diffusers that sdkit knows, so no run could be made again from its record; "
             f"use one of {', '.join(SCHEDULERS)}"
@@ -107,7 +132,11 @@ def rebuilt(config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: that is no class of a scheduler that sdkit knows, or its configuration is damaged.
     """
-    kind = parts.check_scheduler(config)
+    if not isinstance(config, Mapping) or not isinstance(config.get("class"), str):
+        raise ValueError("the scheduler's settings are damaged; expected its class and configuration")
+    if whole("num_train_timesteps", config.get("num_train_timesteps", 1000), at_least=1) > LONGEST:
+        raise ValueError(f"a noise schedule has at most {LONGEST:,} timesteps")
+    kind = pick("scheduler class", config["class"], KNOWN)
     import diffusers
 
     try:

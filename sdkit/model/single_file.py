@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sdkit.model.parts import check_index
+from sdkit.model.allowed import check_index
 
 # By diffusers' names for what it infers: our configuration, the pipeline, and the channels that the U-Net sees.
 _FAMILIES = {

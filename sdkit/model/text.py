@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 
 Encoder = tuple[str, Any, Any]  # its name in the pipeline, its tokenizer, and itself
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 from sdkit.model.model import Model
 from sdkit.pictures import hash_of, to_mask, to_pixels, to_rgb
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sdkit.events import Hook, checked
+from sdkit.inputs.arguments import Settings
 from sdkit.inputs.seeds import seed_each
-from sdkit.inputs.settings import Settings
 from sdkit.model import schedulers
 from sdkit.model.model import Model
 from sdkit.process.materials import Generators, History, Pictures, embeds_for

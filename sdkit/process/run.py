@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdkit.events import INNER, Edit, Event, Hook, Stage, name_of, show, stages_of
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 from sdkit.model import schedulers
 from sdkit.model.extras import extras_of
 from sdkit.model.model import Condition, Model

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from sdkit.events import Hook, Stage, checked, run
+from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.record import check_record
-from sdkit.inputs.settings import Settings
 from sdkit.model import schedulers
 from sdkit.model.loading import TINY, load
 from sdkit.pictures import settings_text

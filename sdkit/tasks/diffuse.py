@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sdkit.events import Hook, checked, run
+from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.seeds import seed_each
-from sdkit.inputs.settings import Settings
 from sdkit.model import schedulers
 from sdkit.model.loading import load
 from sdkit.model.schedulers import Visit

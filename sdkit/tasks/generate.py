@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from sdkit.events import Event, run
-from sdkit.inputs.options import ImageToImage, Options, Stages, TextToImage, takes
-from sdkit.inputs.settings import STRENGTH, Settings
+from sdkit.inputs.arguments import STRENGTH, Settings
+from sdkit.inputs.signatures import ImageToImage, Options, Stages, TextToImage, takes
 from sdkit.model.loading import load
 from sdkit.pictures import to_pil
 from sdkit.process.materials import EMBEDS, pictures_for, prompts_for

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sdkit.events import Hook, checked, run
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 from sdkit.model import schedulers
 from sdkit.model.loading import load
 from sdkit.process.inverse import inverse

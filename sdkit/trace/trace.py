@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sdkit.door import ask
 from sdkit.events import INNER, Edit, Event, Hook, Stage
+from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick, size_in_bytes
-from sdkit.inputs.settings import DTYPES
 from sdkit.model.tokens import Token, read_tokens
 from sdkit.noise import NoiseLevel
 from sdkit.pictures import to_pil

@@ -12,7 +12,7 @@ from PIL import Image
 import sdkit
 from sdkit import read_settings
 from sdkit.cli import main
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
 from sdkit.tiny.drawing import draw
 
 

@@ -123,6 +123,7 @@ def true_size():
     return pipeline
 
 
+@pytest.mark.slow
 def test_a_run_at_the_true_size_of_stable_diffusion_equals_that_of_diffusers():
     pipeline = true_size()
     arguments = {"prompt": "an astronaut riding a horse", "num_inference_steps": 2, "guidance_scale": 7.5}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sdkit.inputs.settings import STRENGTH, Arguments, FromPicture, argument
+from sdkit.inputs.arguments import STRENGTH, Arguments, FromPicture, argument
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ import pytest
 
 import sdkit
 from sdkit.cli import parser
-from sdkit.inputs.options import ImageToImage, Stages, TextToImage
-from sdkit.inputs.settings import Settings
+from sdkit.inputs.arguments import Settings
+from sdkit.inputs.signatures import ImageToImage, Stages, TextToImage
 
 FUNCTIONS = {"text_to_image": TextToImage, "image_to_image": ImageToImage, "stages": Stages}
 OURS = {  # names that diffusers does not have, or has elsewhere than in a pipeline's call

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import picture_paths
 from sdkit.inputs.seeds import SEED_LIMIT, seed_each
-from sdkit.inputs.settings import Settings
 
 
 @given(st.integers(0, SEED_LIMIT - 1), st.integers(1, 4), st.integers(1, 3))

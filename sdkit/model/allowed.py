@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdkit.inputs.checks import pick, whole
+from sdkit.model.schedulers import KNOWN
 
 EXPECTED = "expected a Stable Diffusion model: 1.x, 2.x or XL, or one distilled from them"
 PIPELINES = (
@@ -18,35 +18,10 @@ PIPELINES = (
         for what in ("", "Img2Img", "Inpaint")
     ),
 )
-SCHEDULERS = (  # of diffusers, those that have a noise schedule of Stable Diffusion
-    "CMStochasticIterativeScheduler",
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-    "TCDScheduler",
-    "UniPCMultistepScheduler",
-)
 _PARTS = {  # of a pipeline, by name: the library and the classes that each may be of
     "vae": ("diffusers", ("AutoencoderKL",)),
     "unet": ("diffusers", ("UNet2DConditionModel",)),
-    "scheduler": ("diffusers", SCHEDULERS),
+    "scheduler": ("diffusers", KNOWN),
     "controlnet": ("diffusers", ("ControlNetModel", "MultiControlNetModel")),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
     "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
@@ -57,7 +32,6 @@ _PARTS = {  # of a pipeline, by name: the library and the classes that each may 
     "safety_checker": ("stable_diffusion", ("StableDiffusionSafetyChecker",)),
 }
 _OTHER_LIBRARIES = {"MultiControlNetModel": ("controlnet", "pipelines.controlnet.multicontrolnet", "multicontrolnet")}
-LONGEST_SCHEDULE = 100_000  # training timesteps that a configuration may ask for
 
 
 def check_index(index: Any, source: str) -> str:
@@ -83,16 +57,3 @@ def check_index(index: Any, source: str) -> str:
                 + (f"expected {known_library}'s {' or '.join(kinds[:3])}" if kinds else "there is no such part")
             )
     return str(index["_class_name"])
-
-
-def check_scheduler(config: Any) -> str:
-    """The class of a scheduler's configuration, if it is a known one and not out of all measure.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(config, Mapping) or not isinstance(config.get("class"), str):
-        raise ValueError("the scheduler's settings are damaged; expected its class and configuration")
-    if whole("num_train_timesteps", config.get("num_train_timesteps", 1000), at_least=1) > LONGEST_SCHEDULE:
-        raise ValueError(f"a noise schedule has at most {LONGEST_SCHEDULE:,} timesteps")
-    return pick("scheduler class", config["class"], SCHEDULERS)
