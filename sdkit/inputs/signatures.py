@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sdkit.inputs.arguments import STRENGTH, Arguments, FromPicture, argument
+from sdkit.inputs.arguments import Arguments, FromPicture, argument
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +138,3 @@ def _hint(name: str, function: str, known: Iterable[str]) -> str:
         return "sdkit.image_to_image takes it"
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"help(sdkit.{function}) lists what there is"
-
-
-__all__ = ["STRENGTH", "ImageToImage", "Options", "Stages", "TextToImage", "takes"]

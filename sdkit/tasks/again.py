@@ -38,6 +38,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file carries none, or they are damaged.
     """
+    return _settings_in(path)
+
+
+def _settings_in(path: str | Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     text = settings_text(path)
     if text is None:
         raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
@@ -45,7 +49,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the settings in {path} are damaged: {error}") from error
-    return check_record(record, str(path))
+    return check_record(record, str(path), needed)
 
 
 def rerun(
@@ -74,7 +78,7 @@ def rerun(
     Raises:
         ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
     """
-    record, hooks = check_record(read_settings(path), str(path), NEEDED), checked(hooks)
+    record, hooks = _settings_in(path, NEEDED), checked(hooks)
     if missing := [name for name in NOT_HELD if record.get(name)] + ["a generator"] * (record["seed"] is None):
         raise ValueError(f"{path} was made from {missing[0]}, which its settings do not hold; it cannot be rerun")
     pictures = dict(zip(GIVEN, (image, mask_image, control_image, ip_adapter_image), strict=True))
@@ -89,13 +93,13 @@ def rerun(
     model = load(_chosen(record["model"], str(path), trust_model) if model is None else model)
     settings, scheduler = _recorded(record)
     prepared = prepare(settings, model, scheduler, hooks=hooks, pictures=pictures_for(model, settings, **pictures))
+    index, many = record["index"], prepared.settings.pictures
+    if not 0 <= index < many:
+        raise ValueError(f"the settings in {path} are damaged: there is no picture {index} among {many}")
     result = run(result_of(prepared))
     differs = differences(record, result.settings)
     if differs:
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
-    index = record["index"]
-    if not 0 <= index < len(result.images):
-        raise ValueError(f"the settings in {path} are damaged: there is no picture {index} among {len(result.images)}")
     same = not differs and result.settings["edited_by"] == record.get("edited_by")
     settings_now = record if same else result.settings  # what is saved says what made it
     return Result([result.images[index]], result.latents[index : index + 1], result.seeds, settings_now, first=index)
