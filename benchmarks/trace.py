@@ -11,7 +11,7 @@ import torch
 
 import sdkit
 from sdkit import Event, Stage, Trace
-from sdkit.model.model import Condition
+from sdkit.model.condition import Condition
 
 
 def seconds(work) -> float:

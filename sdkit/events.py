@@ -1,7 +1,8 @@
 """The whole mechanism: a process is a generator of events, and whoever drives it may look at each value or replace it.
 
 `tap` shows one value and goes on with the value that it is handed back, `run` drives a process with hooks, `on` narrows
-a hook to some stages. There is no second way to observe or to edit.
+a hook to some stages. There is no second way to observe or to edit. The file is longer than others because it also has
+the sentences for what is no hook, no stage and no event.
 """
 
 from __future__ import annotations
@@ -30,17 +31,28 @@ class Stage(StrEnum):
     MASK = "mask"  # (B, 1, H, W)      1 where the picture is painted anew         (inpainting)
     POSTERIOR = "posterior"  # (B, 2C, h, w)     mean and log-variance of the VAE encoder
     LATENT = "latent"  # (B, C, h, w)      x_t before step `step`; the last one (step None) is the clean latent
+    CONTEXT = "context"  # (2B, L, D)        text embeddings as this step hears them, for this step alone; `layer`
+    # names what else it goes by: "pooled", "time_ids", "guidance", "mask", "masked", "control.0". A hook may change how
+    # many tokens there are, or rows: B leave out the unconditional half and what it costs; rows beyond 2B are asked
+    # too, and NOISE then has them beyond its first 2B, for a hook on GUIDED to use.
     NOISE = "noise"  # (2B, C, h, w)     what the U-Net predicted, unconditional first (B without guidance)
     GUIDED = "guided"  # (B, C, h, w)      after classifier-free guidance
     DENOISED = "denoised"  # (B, C, h, w)      x0 as this step predicts it
     IMAGE = "image"  # (B, 3, H, W)      the decoded picture, in [-1, 1]
     # Inside the U-Net, once for each `layer`, and only for a hook that names them with `on`, because they cost time.
+    QUERY = "query"  # (2B, h*w, heads * d)     of an attention layer: "...attn1" is self-attention, "...attn2" cross-
+    KEY = "key"  # (2B, n, heads * d)       n places or tokens, of which a hook may give more or fewer
+    VALUE = "value"  # (2B, n, heads * d)       as many as there are keys
     ATTENTION = "attention"  # (2B, heads, h*w, L)    cross-attention: weight of each token at each place, sums to 1
     SELF_ATTENTION = "self_attention"  # (2B, heads, h*w, h*w)  weight of each place at each place, up to 32x32 places
-    BLOCK = "block"  # (2B, c, h', w')   output of a block; that of "mid_block" is the h-space (arXiv:2210.10960)
+    INPUT = "input"  # (2B, c, h', w')   what a residual block takes; in "up_blocks", hidden state and skip in one
+    BLOCK = "block"  # (2B, c, h', w')   output of a block; that of "mid_block" is the h-space (arXiv:2210.10960);
+    # or of any part within one, for a hook that names that part as its layer
 
 
-INNER = frozenset({Stage.ATTENTION, Stage.SELF_ATTENTION, Stage.BLOCK})
+INNER = frozenset(list(Stage)[list(Stage).index(Stage.QUERY) :])
+# The axes whose length a hook may change; every other shape stays.
+_FREE = {Stage.CONTEXT: (0, 1), Stage.KEY: (1,), Stage.VALUE: (1,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class Edit:
     """That somebody replaced a value, and by how much."""
 
     hook: str  # its name
-    distance: float  # Euclidean norm of what was added
+    distance: float  # Euclidean norm of what was added; infinite where the shape is another
     relative: float  # the same as a share of the norm that the value had
 
 
@@ -110,7 +122,9 @@ def tap(
         ValueError: it has another shape, dtype or device, or the value was changed in place instead (which cannot be
             noticed under `torch.inference_mode`).
     """
-    return (yield from show(Event(stage, value, step, t, layer)))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"value must be a tensor, but is {_told(value)}")
+    return (yield from show(Event(_stage(stage), value, step, t, layer)))
 
 
 def show(event: Event, hooks: Sequence[Hook] = ()) -> Generator[Event, None, Tensor]:
@@ -130,7 +144,8 @@ def show(event: Event, hooks: Sequence[Hook] = ()) -> Generator[Event, None, Ten
             raise ValueError(f"{event}: the value was changed in place; assign a new tensor to event.value instead")
     else:
         _check_replacement(event, value)
-        event.value = event.value.detach()
+        if not value.requires_grad:  # where gradients are wanted, they flow through what a hook has changed too
+            event.value = event.value.detach()
     _leave(event)
     return event.value
 
@@ -139,16 +154,14 @@ def _check_replacement(event: Event, value: Tensor) -> None:
     after = event.value
     if not isinstance(after, Tensor):
         raise TypeError(f"{event}: event.value must stay a tensor, but was set to a {type(after).__name__}")
-    for what in ("shape", "dtype", "device"):
-        if getattr(after, what) != getattr(value, what):
-            raise ValueError(
-                f"{event}: event.value was set to a tensor of {what} {_plain(getattr(after, what))}, "
-                f"but {what} {_plain(getattr(value, what))} is needed here"
-            )
-
-
-def _plain(what: object) -> str:
-    return str(tuple(what)) if isinstance(what, tuple) else str(what)
+    shape = list(value.shape)
+    for axis in _FREE.get(event.stage, ()) if event.layer is None or event.stage in INNER else ():
+        if after.ndim == value.ndim and after.shape[axis]:
+            shape[axis] = after.shape[axis]
+    for what, needed in (("shape", tuple(shape)), ("dtype", value.dtype), ("device", value.device)):
+        got = tuple(after.shape) if what == "shape" else getattr(after, what)
+        if got != needed:
+            raise ValueError(f"{event}: event.value was set to a tensor of {what} {got}, but {what} {needed} is needed")
 
 
 def call(hooks: Iterable[Hook], event: Event) -> None:
@@ -169,9 +182,11 @@ def call(hooks: Iterable[Hook], event: Event) -> None:
 
 def _note_edit(name: str, event: Event, before: Tensor) -> None:
     after = event._known = event.value
-    if not isinstance(after, Tensor) or after.shape != before.shape or after.device != before.device:
+    if not isinstance(after, Tensor) or after.device != before.device:
         return  # refused when everybody has left the event
-    change, norm = (after.detach().double() - before.double()).norm().item(), before.double().norm().item()
+    change, norm = float("inf"), before.detach().double().norm().item()
+    if after.shape == before.shape:
+        change = (after.detach().double() - before.detach().double()).norm().item()
     event.edits.append(Edit(name, change, change / norm if norm else float("inf")))
 
 
@@ -191,6 +206,8 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
             the function that begins the run.
     """
     hooks = checked(hooks)
+    if not isinstance(events, Generator):
+        raise TypeError(f"events must be what sdkit.stages or a process gives, but is {_told(events)}")
     for hook in hooks:
         if inside := INNER & stages_of(hook):
             raise ValueError(
@@ -217,11 +234,11 @@ def checked(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
     if callable(hooks):
         raise TypeError(f"hooks must be a list of functions; put {name_of(hooks)!r} in brackets")
     if not isinstance(hooks, Iterable) or isinstance(hooks, str):
-        raise TypeError(f"hooks must be a list of functions, but is {hooks!r}")
+        raise TypeError(f"hooks must be a list of functions, but is {_told(hooks)}")
     chosen = tuple(hooks)
     for hook in chosen:
         if not callable(hook):
-            raise TypeError(f"a hook is a function that takes an Event, but hooks holds {hook!r}")
+            raise TypeError(f"a hook is a function that takes an Event, but hooks holds {_told(hook)}")
         if isinstance(hook, type):
             raise TypeError(f"hooks holds the class {hook.__name__}; make one of it: hooks=[{hook.__name__}()]")
     return chosen
@@ -242,8 +259,17 @@ def on(*stages: Stage | str, layer: str | None = None, steps: Container[int] | N
     chosen = frozenset(_stage(stage) for stage in stages)
     if not chosen:
         raise ValueError(f"on() needs at least one stage of {', '.join(Stage)}")
+    if layer is not None and not isinstance(layer, str):
+        raise TypeError(f"layer must be a name, such as 'mid_block', or None, but is {_told(layer)}")
+    steps = getattr(steps, "tolist", lambda given=steps: given)()  # of an array a list
+    listed = steps if isinstance(steps, list | tuple | set | frozenset) else ()
+    odd = [one for one in listed if isinstance(one, bool) or not hasattr(one, "__index__")]
+    if odd or not isinstance(steps, Container | None) or isinstance(steps, str | bytes):
+        raise TypeError(f"steps must be a list or a range of whole numbers, or None, but is {_told(steps)}")
 
     def narrow(hook: Hook) -> Hook:
+        checked([hook])
+
         def narrowed(event: Event) -> None:
             if event.stage in chosen and within(event.layer, layer) and (steps is None or event.step in steps):
                 hook(event)
@@ -265,7 +291,13 @@ def _stage(stage: Stage | str) -> Stage:
     try:
         return Stage(stage)
     except ValueError:
-        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(Stage)}") from None
+        raise ValueError(f"unknown stage {_told(stage)}; expected one of {', '.join(Stage)}") from None
+
+
+def _told(value: object) -> str:
+    """A value as a sentence can hold it."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def stages_of(hook: Hook) -> frozenset[Stage]:

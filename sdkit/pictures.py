@@ -6,21 +6,28 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from sdkit.files import whole_file
+from sdkit.files import COMMENT, EXIF, METADATA_KEY, USER_COMMENT, open_picture, whole_file
 
 AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
-METADATA_KEY = "sdkit"  # of the PNG text chunk that holds the settings as JSON
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}  # of formats
 
 
 def to_pixels(
@@ -35,10 +42,11 @@ def to_pixels(
 
     Args:
         image: PIL of any mode (turned as its EXIF data says, transparency laid on white, 16 bits and floats taken down
-            to 8 bits), a path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, a tensor (3, H, W) or
-            (N, 3, H, W) of floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where some are negative.
+            to 8 bits), a path, an array (H, W), (H, W, 3) or (H, W, 4) of 0..255 or of floats, several (N, H, W, 3), a
+            tensor (3, H, W) or (N, 3, H, W) of floats; or a list of these. Floats lie in [0, 1], or in [-1, 1] where
+            some are negative.
         height, width: to fit it to; by default its own size, cut down to a multiple of 8, which a warning says.
-        signed: False for values in [0, 1].
+        signed: False for values in [0, 1]; floats are then taken as they are.
         latent_channels: a tensor with so many channels is no picture but latents, and is returned as it is.
 
     Raises:
@@ -48,7 +56,8 @@ def to_pixels(
     """
     if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == latent_channels:
         return image.detach().cpu()
-    every = list(image) if isinstance(image, list | tuple) else [image]
+    several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
+    every = list(image) if several else [image]
     if not every:
         raise ValueError("image is an empty list; give at least one picture")
     pictures = [_fit(one, height, width, signed) for one in every]
@@ -77,6 +86,24 @@ def to_mask(image: Any, height: int, width: int) -> Tensor:
     return torch.cat([masks.preprocess(one.convert("L"), height, width) for one in every])
 
 
+def crop_to_mask(
+    image: Any, mask: Any, height: int, width: int, padding: int
+) -> tuple[Tensor, Tensor, Callable[[Image.Image], Image.Image]]:
+    """The part of one picture around what a mask marks, with so many pixels beside it, enlarged to a size: pixels
+    (1, 3, H, W) in [-1, 1], mask (1, 1, H, W), and what lays the part, painted anew, back into the whole."""
+    whole, marked = to_rgb(image), _single_masks(mask)[0].convert("L")
+    pictures = VaeImageProcessor()
+    masks = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    if not marked.getbbox():
+        raise ValueError("the mask is black, so there is no part of the picture to paint; leave padding_mask_crop out")
+    box = masks.get_crop_region(marked, width, height, pad=padding)
+    pixels, small = (
+        one.preprocess(part, height, width, resize_mode="fill", crops_coords=box)
+        for one, part in ((pictures, whole), (masks, marked))
+    )
+    return pixels, small, lambda part: pictures.apply_overlay(marked, whole, part, box)
+
+
 def _single_masks(mask: Any) -> list[Image.Image]:
     if not isinstance(mask, Tensor | np.ndarray):
         return [_to_pil(mask)]
@@ -102,10 +129,10 @@ def _single_masks(mask: Any) -> list[Image.Image]:
 def _fit(image: Any, height: int | None, width: int | None, signed: bool) -> Tensor:
     """One picture, or a tensor of several, as (N, 3, H, W) in [-1, 1] or [0, 1], the sides multiples of 8."""
     if isinstance(image, Tensor):
-        image = _in_range(_check_shape(image).detach().float().cpu())
+        image = _in_range(_check_shape(image).detach().float().cpu(), signed)
         h, w = image.shape[-2:]
     elif isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating) and image.shape[2:] == (3,):
-        image = _in_range(image.astype(np.float32))  # not taken to 8 bits: floats keep their precision
+        image = _in_range(image.astype(np.float32), signed)  # not taken to 8 bits: floats keep their precision
         h, w = image.shape[:2]
     else:
         image = to_rgb(image)
@@ -128,9 +155,9 @@ def _check_shape(image: Tensor) -> Tensor:
     return image
 
 
-def _in_range(image: AnyArray) -> AnyArray:
+def _in_range(image: AnyArray, signed: bool = True) -> AnyArray:
     low, high = float(image.min()), float(image.max())
-    if not (low >= -1 and high <= 1):
+    if not (low >= -1 and high <= 1) and (signed or not math.isfinite(high - low)):
         raise ValueError(f"a picture of floats lies in [0, 1], or in [-1, 1], but goes from {low:g} to {high:g}")
     return image
 
@@ -148,13 +175,15 @@ def to_rgb(image: Any) -> Image.Image:
 def _to_pil(image: Any) -> Any:
     """A picture or a path as PIL, turned as its EXIF data says, of 8 bits."""
     if isinstance(image, str | Path):
-        path = Path(image).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no picture {str(image)!r}")
-        image = _open(path)
+        image = open_picture(image)
     if not isinstance(image, Image.Image):
         raise TypeError(f"a picture is PIL, a path, an array or a tensor, but is a {type(image).__name__}")
-    image = ImageOps.exif_transpose(image)
+    try:
+        image.load()
+    except Exception as error:  # of a file that somebody opened and nobody has read yet
+        raise ValueError(f"the picture {getattr(image, 'filename', '')!r} is damaged: {error}") from error
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # of metadata that is broken
+        image = ImageOps.exif_transpose(image)
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -168,17 +197,6 @@ def _to_pil(image: Any) -> Any:
     elif image.mode == "F" and high <= 1:
         values = values * 255
     return Image.fromarray(values.round().astype(np.uint8))
-
-
-def _open(path: str | Path) -> Image.Image:
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return opened
-    except UnidentifiedImageError:
-        raise ValueError(f"{str(path)!r} is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(path)!r} is damaged or no picture that can be read: {error}") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -225,28 +243,44 @@ def hash_of(pictures: Any) -> str | None:
     return digest.hexdigest()
 
 
-def save_png(picture: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG, with the settings that made it as UTF-8 JSON under the key "sdkit" if there are any."""
-    info = PngInfo()
-    if settings is not None:
+def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Write a PNG, a JPEG or a lossless WebP, by the ending, with the settings that made it inside if there are any: as
+    JSON in a PNG's text under the key "sdkit", otherwise in EXIF's comment after that word.
+
+    Raises:
+        ValueError: they are longer than a JPEG can hold.
+    """
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    options = dict(_OPTIONS[kind])
+    if settings is not None and kind == "PNG":
+        options["pnginfo"] = info = PngInfo()
         info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False, allow_nan=False))
+    elif settings is not None:
+        options["exif"] = exif = Image.Exif()
+        exif.get_ifd(EXIF)[USER_COMMENT] = comment = COMMENT + json.dumps(settings, allow_nan=False).encode()
+        if kind == "JPEG" and len(comment) > 65_000:
+            raise ValueError(f"the settings are longer than {str(path)!r} can hold as a JPEG; save it as PNG or WebP")
     with whole_file(path) as part:
-        picture.save(part, format="PNG", pnginfo=info)
+        picture.save(part, format=kind, **options)
 
 
-def settings_text(path: str | Path) -> str | None:
-    """The JSON that a PNG of sdkit carries, as it stands there; None if it carries none."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no picture {str(path)!r}")
-    text = _open(path).info.get(METADATA_KEY)
-    return text if isinstance(text, str) else None
+def same_pixels(path: str | Path, picture: Image.Image) -> bool:
+    """Whether a file holds a picture, as its format keeps it."""
+    opened, kept = open_picture(path), BytesIO()
+    kind = opened.format or "PNG"
+    picture.save(kept, kind, **_OPTIONS.get(kind, {}))
+    return np.array_equal(np.asarray(to_rgb(opened)), np.asarray(to_rgb(Image.open(kept))))
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
     """All pictures on one page, row by row, `gap` pixels apart; about as wide as high unless `columns` is given."""
+    if not isinstance(pictures, list | tuple) or not all(isinstance(one, Image.Image) for one in pictures):
+        raise TypeError("a contact sheet takes a list of PIL pictures, such as result.images; open files with PIL")
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture, but none was given")
+    for name, value, least in (("columns", 1 if columns is None else columns, 1), ("gap", gap, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= 10_000:
+            raise ValueError(f"{name} must be a whole number from {least} to 10000, but is {value!r:.80}")
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(sizes) + gap for sizes in zip(*(picture.size for picture in pictures), strict=True))

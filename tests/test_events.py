@@ -138,9 +138,8 @@ def test_a_hook_without_brackets_is_told_to_be_a_list():
 
 @pytest.mark.parametrize("stages", [(), ("latnet",)])
 def test_on_without_a_known_stage_says_which_there_are(stages):
-    with pytest.raises(
-        ValueError, match="tokens, text, pooled, pixels, mask, posterior, latent, noise, guided, denoised, image"
-    ):
+    known = "tokens, text, pooled, pixels, mask, posterior, latent, context, noise, guided, denoised, image"
+    with pytest.raises(ValueError, match=known):
         on(*stages)
 
 

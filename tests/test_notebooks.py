@@ -1,5 +1,7 @@
 """The notebooks run from the first cell to the last, and are kept with their outputs."""
 
+import importlib.metadata
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]_*.ipynb"))
-SETUP = "# Set-up: in Colab, or wherever sdkit is not installed, this fetches it."
+spec = importlib.util.spec_from_file_location("build_notebooks", NOTEBOOKS[0].parent / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
 
 
 def test_the_course_has_six_notebooks_in_order():
@@ -56,7 +60,34 @@ def test_a_notebook_is_kept_small_and_with_its_outputs(path):
     assert any(cell.get("outputs") for cell in notebook.cells)
     title, setup = notebook.cells[0].source, next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert title.startswith(f"# {path.name[0]}. ")
-    assert f"/notebooks/{path.name})" in title  # the badge opens this very notebook
-    assert setup.startswith(SETUP)
+    assert (title, setup) == build.head(path, title, setup), "write it anew: python notebooks/build.py heads"
     assert "# model = sdkit.load(" in setup  # one line to a real checkpoint
     assert not re.search(r"/(tmp|root|home|work)/", path.read_text(encoding="utf-8"))
+
+
+def test_a_badge_opens_its_very_notebook_once_the_repository_is_known(monkeypatch):
+    path = NOTEBOOKS[0]
+    cells = nbformat.read(path, as_version=4).cells
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert build.REPOSITORY or "badge" not in cells[0].source  # nothing is a link that fails
+    monkeypatch.setattr(build, "REPOSITORY", "https://github.com/someone/sdkit")
+    title, setup = build.head(path, cells[0].source, first)
+    assert f"colab.research.google.com/github/someone/sdkit/blob/main/notebooks/{path.name})" in title
+    assert '"sdkit-stages @ git+https://github.com/someone/sdkit"' in setup
+    assert build.head(path, title, setup) == (title, setup)
+    monkeypatch.setattr(build, "REPOSITORY", None)
+    assert build.head(path, title, setup) == build.head(path, cells[0].source, first)
+
+
+def test_the_set_up_cell_runs_where_sdkit_is_and_knows_the_other_project(monkeypatch, tmp_path):
+    cell = build.SETUP.replace("FETCHED", "")
+    names = {}
+    exec(cell, names)
+    assert names["sdkit"].load
+    other = tmp_path / "sdkit-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: sdkit\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "sdkit" in {one.name for one in importlib.metadata.distributions()}
+    with pytest.raises(RuntimeError, match="another project is installed as sdkit"):
+        exec(cell, {})

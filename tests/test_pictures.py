@@ -1,11 +1,19 @@
+import io
+import random
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdkit import contact_sheet, read_settings
-from sdkit.pictures import save_png, to_mask, to_pil, to_pixels
+from sdkit.files import FORMATS, settings_text
+from sdkit.pictures import crop_to_mask, same_pixels, save_picture, to_mask, to_pil, to_pixels, to_rgb
 
 
 def test_the_ends_and_the_middle_of_the_range_become_black_white_and_gray():
@@ -20,15 +28,40 @@ def test_a_contact_sheet_shows_every_picture_in_its_place():
     assert [page.getpixel(at) for at in ((3, 3), (15, 3), (3, 11), (15, 11))] == [*colours, (255, 255, 255)]
 
 
-def test_a_contact_sheet_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one picture"):
-        contact_sheet([])
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (([],), ValueError, "needs at least one picture, but none was given"),
+        (("x.png",), TypeError, "a contact sheet takes a list of PIL pictures"),
+        ((["a.png"],), TypeError, "a contact sheet takes a list of PIL pictures"),
+        ((Image.new("RGB", (8, 8)),), TypeError, "a contact sheet takes a list of PIL pictures"),
+        (([Image.new("RGB", (8, 8))], 0), ValueError, "columns must be a whole number from 1 to 10000, but is 0"),
+        (([Image.new("RGB", (8, 8))], True), ValueError, "columns must be a whole number .* but is True"),
+        (([Image.new("RGB", (8, 8))], 2.5), ValueError, "columns must be a whole number .* but is 2.5"),
+        (([Image.new("RGB", (8, 8))], 1, -1), ValueError, "gap must be a whole number from 0 to 10000, but is -1"),
+    ],
+)
+def test_what_makes_no_contact_sheet_is_said(arguments, error, words):
+    with pytest.raises(error, match=words):
+        contact_sheet(*arguments)
 
 
-def test_settings_survive_the_file(tmp_path):
-    settings = {"prompt": "ein Bär 🐻", "seed": [2**62], "guidance_scale": 7.5}
-    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", settings)
-    assert read_settings(tmp_path / "a.png") == settings
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp", "PNG"])
+def test_settings_and_pixels_survive_the_file(ending, tmp_path):
+    settings, path = {"prompt": "ein Bär 🐻", "seed": [2**62], "guidance_scale": 7.5}, tmp_path / f"a.{ending}"
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
+    save_picture(noise, path, settings)
+    assert read_settings(path) == settings
+    assert same_pixels(path, noise)
+    assert np.array_equal(np.asarray(to_rgb(path)), np.asarray(noise)) == ("jp" not in ending)
+    noise.putpixel((3, 4), (0, 0, 0))
+    assert not same_pixels(path, noise)
+
+
+def test_settings_that_a_jpeg_cannot_hold_are_one_sentence_and_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"longer than '.*a.jpg' can hold as a JPEG; save it as PNG or WebP"):
+        save_picture(red(), tmp_path / "a.jpg", {"prompt": "x" * 70_000})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_png_of_another_program_is_named(tmp_path):
@@ -193,6 +226,15 @@ def test_what_is_no_mask_is_said(mask, words):
         to_mask(mask, 16, 16)
 
 
+def test_a_mask_that_marks_nothing_has_no_part_to_paint():
+    with pytest.raises(ValueError, match="the mask is black, so there is no part of the picture"):
+        crop_to_mask(red(), Image.new("L", SIZE), 8, 8, 4)
+    mask = Image.new("L", SIZE)
+    mask.putpixel((3, 4), 255)
+    pixels, small, _ = crop_to_mask(red(), mask, 8, 8, 4)
+    assert (pixels.shape, small.shape, small.max()) == ((1, 3, 8, 8), (1, 1, 8, 8), 1)
+
+
 @pytest.mark.parametrize(
     "ramp",
     [
@@ -215,3 +257,189 @@ def test_a_dark_picture_of_mode_i_stays_what_it_was():
     assert np.unique(np.asarray(to_pil(to_pixels(Image.new("L", (8, 8), 77).convert("I")))[0])).tolist() == [77]
     with pytest.raises(ValueError, match=r"of mode 'F' lies in .* but goes from -1 to -1"):
         to_pixels(Image.new("F", (8, 8), -1.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures of strangers
+
+BOMB = zlib.compress(bytes(3_000_000), 9)
+BROKEN_METADATA = {
+    "a zTXt bomb": (b"zTXt", b"Comment\0\0" + BOMB),
+    "an iTXt bomb": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB),
+    "a huge iTXt": (b"iTXt", b"Comment\0\0\0\0\0" + b"x" * 70_000_000),
+    "a bomb of settings": (b"zTXt", b"sdkit\0\0" + BOMB),
+    "zTXt of no known method": (b"zTXt", b"Comment\0\7" + BOMB),
+    "an iCCP bomb": (b"iCCP", b"icc\0\0" + BOMB),
+    "broken EXIF": (b"eXIf", b"MM\0*\0\0\0\7nonsense"),
+    "no EXIF": (b"eXIf", b""),
+    "EXIF as broken text": (b"tEXt", b"Raw profile type exif\0not hex at all\n\n\n\nxyz"),
+    "short gAMA": (b"gAMA", b"1"),
+    "broken APNG": (b"fcTL", bytes(26)),
+    "no such chunk": (b"quUx", b"?" * 9),
+}
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def chunks(png):
+    at = 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        yield png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
+        at += length + 12
+
+
+def as_bytes_of(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("where", [1, -1], ids=["before the pixels", "after the pixels"])
+@pytest.mark.parametrize("name", BROKEN_METADATA)
+def test_broken_metadata_leaves_the_pixels_and_the_settings(name, where, tmp_path):
+    save_picture(red(), tmp_path / "a.png", {"seed": [7]})
+    parts = [chunk(*one) for one in chunks((tmp_path / "a.png").read_bytes())]
+    parts.insert(where, chunk(*BROKEN_METADATA[name]))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(np.asarray(to_rgb(tmp_path / "b.png")), np.asarray(red()))
+    if name == "a bomb of settings":
+        with pytest.raises(ValueError, match=r"b.png carries no settings of sdkit that can be read"):
+            read_settings(tmp_path / "b.png")
+    else:
+        assert read_settings(tmp_path / "b.png") == {"seed": [7]}
+
+
+def test_settings_that_are_too_large_are_one_sentence(tmp_path):
+    save_picture(red(), tmp_path / "a.png", {"prompt": "x" * 2**24})
+    with pytest.raises(ValueError, match=r"a.png carries no settings of sdkit that can be read"):
+        read_settings(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_a_file_is_its_content_says_and_not_its_name(kind, tmp_path):
+    red().save(tmp_path / "a.dat", kind)
+    assert np.abs(np.asarray(to_rgb(tmp_path / "a.dat"), int) - RED).max() <= 8
+    (tmp_path / "a.dat").rename(tmp_path / "a.ppm")
+    assert to_rgb(tmp_path / "a.ppm").size == SIZE
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "EPS", "PDF"])
+def test_a_picture_of_another_format_is_not_decoded(kind, tmp_path):
+    red().save(tmp_path / "a.png", kind)
+    with pytest.raises(ValueError, match=r"a.png' is damaged, or no picture in PNG, JPEG, .* or AVIF$"):
+        to_rgb(tmp_path / "a.png")
+
+
+def test_a_picture_of_too_many_pixels_is_one_sentence_and_half_of_them_is_no_surprise(tmp_path, monkeypatch):
+    red().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of which Pillow reads the double, with a warning
+    with warnings.catch_warnings(action="error"):
+        assert to_rgb(tmp_path / "a.png").size == SIZE
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match=r"a.png' has more pixels than can be read, 100; make it smaller first"):
+        to_rgb(tmp_path / "a.png")
+
+
+def test_a_picture_that_was_opened_and_turns_out_damaged_is_one_sentence(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(wild()["JPEG"][:-200])
+    with pytest.raises(ValueError, match=r"the picture '.*a.jpg' is damaged: image file is truncated"):
+        to_pixels(Image.open(tmp_path / "a.jpg"))
+
+
+def wild():
+    """Small pictures of all kinds, with all that they can carry."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngInfo()
+    info.add_itxt("sdkit", '{"seed": [7]}', zip=True)
+    info.add_text("Comment", "words " * 9, zip=True)
+    more = {"exif": exif, "icc_profile": b"profile" * 20}
+    clear = noise.quantize(16)
+    return {
+        "PNG": as_bytes_of(noise, "PNG", pnginfo=info, dpi=(72, 72), **more),
+        "PNG with a palette": as_bytes_of(clear, "PNG", transparency=bytes(range(16))),
+        "PNG of 16 bits": as_bytes_of(Image.fromarray(np.arange(384, dtype=np.uint16).reshape(16, 24) * 99), "PNG"),
+        "PNG with transparency": as_bytes_of(noise.convert("RGBA"), "PNG"),
+        "APNG": as_bytes_of(noise, "PNG", save_all=True, append_images=[noise.rotate(180)]),
+        "JPEG": as_bytes_of(noise, "JPEG", **more),
+        "progressive JPEG": as_bytes_of(noise.convert("CMYK"), "JPEG", progressive=True),
+        "WebP": as_bytes_of(noise, "WEBP", xmp=b"<tiff:Orientation>6</tiff:Orientation>", **more),
+        "GIF": as_bytes_of(clear, "GIF", save_all=True, append_images=[clear.rotate(180)], transparency=3),
+        "BMP": as_bytes_of(clear, "BMP"),
+        "TIFF": as_bytes_of(noise, "TIFF", compression="tiff_lzw", **more),
+        "plain TIFF": as_bytes_of(noise, "TIFF"),
+        "AVIF": as_bytes_of(noise, "AVIF", **more),
+    }
+
+
+def damaged(data, dice):
+    """A file cut short, with bytes changed, or, of a PNG, with chunks moved, gone, doubled, strange or too long."""
+    how = dice.choice(["cut", "bytes", "chunks", "chunks"])
+    if how == "cut":
+        return data[: dice.randrange(len(data))]
+    if how == "bytes" or not data.startswith(b"\x89PNG"):
+        spoilt = bytearray(data)
+        for _ in range(dice.choice([1, 1, 2, 8])):
+            spoilt[dice.randrange(len(spoilt))] = dice.choice([0, 1, 127, 128, 255, dice.randrange(256)])
+        return bytes(spoilt)
+    parts = list(chunks(data))
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at = dice.randrange(len(parts))
+        match dice.randrange(5):
+            case 0:
+                dice.shuffle(parts)
+            case 1 if len(parts) > 1:
+                del parts[at]
+            case 2:
+                parts.insert(at, dice.choice(parts))
+            case 3:
+                name = dice.choice([one for one in BROKEN_METADATA if one != "a huge iTXt"])
+                parts.insert(at, BROKEN_METADATA[name])
+            case _ if parts[at][1]:  # with a check sum that is right, so that more than that is tried
+                kind, body = parts[at]
+                cut = dice.randrange(len(body))
+                parts[at] = kind, body[:cut] + dice.randbytes(dice.choice([0, 1, 4])) + body[cut + 1 :]
+    whole = [chunk(*one) for one in parts]
+    if dice.random() < 0.2:
+        at = dice.randrange(len(whole))
+        whole[at] = struct.pack(">I", dice.choice([0, 2**31, 2**32 - 1])) + whole[at][4:]
+    return data[:8] + b"".join(whole)
+
+
+def attack(cases, seed, place):
+    """How many damaged pictures still gave pixels, and how many a sentence."""
+    dice, pictures, outcomes = random.Random(seed), list(wild().items()), [0, 0]
+    for case in range(cases):
+        name, data = pictures[case % len(pictures)]
+        place.write_bytes(damaged(data, dice))
+        for read in (lambda path: to_rgb(path).size, settings_text):
+            try:
+                with warnings.catch_warnings(action="error"):
+                    read(place)
+                outcomes[0] += 1
+            except ValueError as error:
+                said = str(error)
+                assert place.name in said, (name, case)
+                assert "\n" not in said
+                outcomes[1] += 1
+            except Exception as error:
+                (place.parent / "failed").write_bytes(place.read_bytes())
+                raise AssertionError(f"{name}, case {case}: {error!r}") from error
+    return outcomes
+
+
+def test_damaged_pictures_give_pixels_or_one_sentence_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    pixels, sentences = attack(1300, 1, tmp_path / "wild.dat")
+    assert pixels > 200
+    assert sentences > 200
+
+
+@pytest.mark.slow
+def test_many_damaged_pictures_give_pixels_or_one_sentence_that_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    assert sum(attack(20_000, 2, tmp_path / "wild.dat")) == 40_000

@@ -156,6 +156,7 @@ for event in sdkit.stages("a star", image=result.image):
 """
 
 
+@pytest.mark.slow
 def test_a_program_with_types_passes_mypy(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "mistaken.py").write_text('import sdkit\nsdkit.text_to_image("a star", guidance="much")\n')

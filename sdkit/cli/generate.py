@@ -13,18 +13,37 @@ from sdkit.cli.shared import (
     add_arguments,
     add_model,
     check_model,
-    check_picture,
+    check_pictures,
+    load_model,
     own_warnings,
     progress,
     settings_of,
 )
-from sdkit.inputs.arguments import STRENGTH, Settings
+from sdkit.inputs import paths
+from sdkit.inputs.arguments import STRENGTH, FromPicture, Settings
 from sdkit.inputs.checks import pick
-from sdkit.inputs.paths import picture_paths, report_path
 from sdkit.inputs.signatures import Stages
 from sdkit.model.schedulers import SCHEDULERS
 
 PICTURES = ("image", "mask_image", "control_image")  # options that are files
+GROUPS = {  # of the options, as --help has them
+    "what to draw": ("negative_prompt", "height", "width", "num_images_per_prompt", "seed"),
+    "a picture to start from": ("image", "mask_image", "strength", "padding_mask_crop", "denoising_start"),
+    "how to draw it": (
+        *("num_inference_steps", "guidance_scale", "guidance_rescale", "eta", "timesteps", "sigmas"),
+        *("denoising_end", "original_inference_steps"),
+    ),
+    "how the words are read": ("long_prompt", "clip_skip", "clip_skip_negative"),
+    "for Stable Diffusion XL": (
+        *("prompt_2", "negative_prompt_2", "original_size", "crops_coords_top_left", "target_size"),
+        *("negative_original_size", "negative_crops_coords_top_left", "negative_target_size"),
+        *("aesthetic_score", "negative_aesthetic_score"),
+    ),
+    "for a ControlNet": (
+        *("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
+        "guess_mode",
+    ),
+}
 
 
 def add_to(commands: Commands) -> None:
@@ -36,49 +55,64 @@ def add_to(commands: Commands) -> None:
         epilog='example: sdkit generate "a red star on a blue background" --seed 7 -o star.png',
         argument_default=argparse.SUPPRESS,  # what is not given is left to the functions' own defaults
     )
-    add = generate.add_argument
-    add("prompt", nargs="+", help="what to draw; several prompts make several pictures")
+    generate.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
+    add = generate.add_argument_group("files").add_argument
     add(
-        "-o", "--output", default="out.png", metavar="FILE", help="PNG to write, numbered if several (default: out.png)"
+        *("-o", "--output"),
+        default=None,
+        metavar="FILE",
+        help="PNG, or JPEG or WebP, to write, numbered if several (default: out.png, or a name that is not taken)",
     )
-    add("--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)} (default: the model's own)")
-    add_arguments(generate, Stages, PICTURES)
-    add_arguments(generate, Settings, {one.name for one in fields(Settings)} - {"prompt"})
-    add_model(generate)
     add("--contact-sheet", default=None, metavar="FILE", help="also write all pictures on one page, as PNG")
-    add("--report", default=None, metavar="FILE", help="also write a page (.html) that shows every step of the run")
+    add("--report", default=None, metavar="FILE", help="also write a page (.html) for each that shows every step")
     add("--json", action="store_true", default=False, help="print what was made as JSON")
+    for title, names in GROUPS.items():
+        group = generate.add_argument_group(title)
+        add_arguments(group, Stages, names)
+        if "num_inference_steps" in names:
+            group.add_argument(
+                "--scheduler", metavar="NAME", help=f"one of {', '.join(SCHEDULERS)} (default: the model's own)"
+            )
+    add_model(generate)
     generate.set_defaults(do=_generate)
     again = commands.add_parser(
         "rerun",
-        help="generate the picture of a PNG again",
-        description="Generate the picture of a PNG that sdkit saved again, and say what differs if anything does.",
+        help="generate a picture that sdkit saved again",
+        description="Generate a picture that sdkit saved again, and say what differs if anything does.",
     )
-    again.add_argument("png", help="a PNG that sdkit saved")
-    again.add_argument("-o", "--output", default="again.png", metavar="FILE", help="PNG to write (default: again.png)")
+    again.add_argument("png", metavar="picture", help="a PNG, JPEG or WebP that sdkit saved")
+    again.add_argument(
+        "-o", "--output", metavar="FILE", help="picture to write (default: again.png, or a name that is not taken)"
+    )
     again.add_argument("--image", metavar="FILE", help="the picture that it started from, if it started from one")
     again.add_argument(
         "--mask-image", metavar="FILE", help="the mask under which it was painted anew, if there was one"
     )
     again.add_argument("--control-image", metavar="FILE", help="the picture that its ControlNet went by")
-    add_model(again, default="what the PNG names")
+    add_model(again, default="what the picture names")
     again.set_defaults(do=_rerun)
 
 
 def _rerun(options: argparse.Namespace) -> None:
-    (path,) = picture_paths(options.output, 1)
-    check_picture(options.png)
-    if path.resolve() == Path(options.png).expanduser().resolve():
-        raise ValueError(f"{options.output!r} is the picture to make again; give the new one another name with -o")
+    (path,) = paths.picture_paths(paths.chosen(options.output, "again.png"), 1, paths.PICTURES)
+    given = [picture for name in PICTURES if (picture := getattr(options, name)) is not None]
+    paths.apart([path], [options.png], "the picture to make again")
+    paths.apart([path], given)
     check_model(options)
+    check_pictures(*given)
 
-    from sdkit import load, read_settings, rerun
+    from sdkit.files import settings_text
+
+    settings_text(options.png)
+
+    from sdkit import read_settings, rerun
     from sdkit.model.loading import TINY
+    from sdkit.pictures import same_pixels
 
     with own_warnings():
         model = options.model
         if model is not None or read_settings(options.png).get("model") == TINY:  # otherwise `rerun` says what to do
-            model = load(model, device=options.device, dtype=options.dtype)
+            model = load_model(options)
         result = rerun(
             options.png,
             image=options.image,
@@ -87,8 +121,11 @@ def _rerun(options: argparse.Namespace) -> None:
             model=model,
         )
     result.save(path)
-    same = path.read_bytes() == Path(options.png).expanduser().read_bytes()
-    print(f"{path}  {'the same bytes as' if same else 'not the same bytes as'} {options.png}")
+    if path.read_bytes() == Path(options.png).expanduser().read_bytes():
+        how = "the same bytes as"
+    else:
+        how = "the same pixels as" if same_pixels(options.png, result.image) else "not the same pixels as"
+    print(f"{path}  {how} {options.png}")
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -96,60 +133,55 @@ def _generate(options: argparse.Namespace) -> None:
     asked["prompt"] = options.prompt[0] if len(options.prompt) == 1 else options.prompt
     scheduler = getattr(options, "scheduler", None)
     # Everything that can be known to be wrong is said here, before the seconds that torch takes to import.
-    paths = picture_paths(options.output, Settings(**asked).pictures)
-    sheet = None if options.contact_sheet is None else picture_paths(options.contact_sheet, 1)[0]
-    if sheet in paths:
-        raise ValueError(f"the contact sheet would overwrite the picture {str(sheet)!r}; give it another name")
-    if options.report is not None:
-        report_path(options.report)
+    many = Settings(**asked).pictures
+    output = paths.chosen(options.output, "out.png", many)
+    made = paths.picture_paths(output, many, paths.PICTURES)
+    sheet = [] if options.contact_sheet is None else paths.picture_paths(options.contact_sheet, 1)
+    pages = [] if options.report is None else paths.numbered(paths.report_path(options.report), many)
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
     pictures = {name: getattr(options, name) for name in PICTURES if hasattr(options, name)}
-    for picture in pictures.values():
-        check_picture(picture)
-    if "image" not in pictures and "strength" in asked:
-        raise ValueError("--strength was given without --image; it says how far to noise a picture")
-    if "image" not in pictures and "mask_image" in pictures:
-        raise ValueError("--mask-image was given without --image; it says where to paint a picture anew")
+    for name in ("mask_image", *(one.name for one in fields(FromPicture))):
+        if "image" not in pictures and hasattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} was given without --image, the picture that it is about")
+    paths.apart([*made, *sheet, *pages], pictures.values())
     check_model(options)
+    check_pictures(*pictures.values())
 
-    from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, load, text_to_image
-    from sdkit.pictures import save_png
+    from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, text_to_image
+    from sdkit.pictures import save_picture
 
-    model = load(options.model, device=options.device, dtype=options.dtype)
+    model = load_model(options)
     custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
     steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
     if "image" in pictures:
         steps = int(steps * asked.get("strength", STRENGTH))
     with progress(steps) as advance:
         trace, maps = Trace(), AttentionMaps()
-        hooks = [advance] if options.report is None else [advance, trace, maps]
+        hooks = [advance, trace, maps] if pages else [advance]
         make = image_to_image if "image" in pictures else text_to_image
         result = make(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
-    result.save(options.output)
-    if sheet is not None:
-        save_png(contact_sheet(result.images), sheet)
-    if options.report is not None:
-        trace.report(options.report, maps=maps)
-    _report(options, result, paths)
+    result.save(output)
+    for place in sheet:
+        save_picture(contact_sheet(result.images), place)
+    for index, page in enumerate(pages):
+        trace.report(page, maps=maps, picture=index)
+    _report(options, result, made, pages)
 
 
-def _report(options: argparse.Namespace, result: Any, paths: list[Path]) -> None:
+def _report(options: argparse.Namespace, result: Any, made: list[Path], pages: list[Path]) -> None:
     each = result.settings["num_images_per_prompt"]
     written = [
         {"path": str(path), "prompt": options.prompt[i // each], "seed": seed}
-        for i, (path, seed) in enumerate(zip(paths, result.seeds, strict=True))
+        for i, (path, seed) in enumerate(zip(made, result.seeds, strict=True))
     ]
     if options.json:
-        print(
-            json.dumps(
-                {"pictures": written, "contact_sheet": options.contact_sheet, "settings": result.settings}, indent=2
-            )
-        )
+        said = {"pictures": written, "contact_sheet": options.contact_sheet, "reports": [str(page) for page in pages]}
+        print(json.dumps({**said, "settings": result.settings}, indent=2))
         return
     for picture in written:
         print(f"{picture['path']}  {picture['prompt']!r}, seed {picture['seed']}")
     if options.contact_sheet is not None:
         print(f"{options.contact_sheet}  all on one page")
-    if options.report is not None:
-        print(f"{options.report}  every step, to be opened in a browser")
+    for page in pages:
+        print(f"{page}  every step, to be opened in a browser")

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, check_picture, own_warnings, progress
+from sdkit.cli.shared import Commands, add_model, check_model, check_pictures, load_model, own_warnings, progress
 from sdkit.inputs.arguments import Settings
-from sdkit.inputs.paths import film_path, picture_paths, trace_path
+from sdkit.inputs.checks import number, pick, whole
+from sdkit.inputs.paths import FPS, PICTURES, apart, chosen, film_path, picture_paths, trace_path
+
+MORE = (".gif", ".bmp", ".tif", ".tiff", ".avif")  # endings of pictures that are read and not written
 
 
 def add_to(commands: Commands) -> None:
@@ -24,7 +27,7 @@ def add_to(commands: Commands) -> None:
     )
     add = inspect.add_argument
     add("picture", help="the picture to look into")
-    add("-o", "--output", default="inspect.png", metavar="FILE", help="PNG to write (default: inspect.png)")
+    add("-o", "--output", metavar="FILE", help="PNG to write (default: inspect.png, or a name that is not taken)")
     add("--timesteps", type=int, default=8, metavar="N", help="noise levels to show (default: 8)")
     add("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     add("--tiled", action="store_true", help="encode and decode in tiles, for a large picture")
@@ -44,7 +47,7 @@ def add_to(commands: Commands) -> None:
     add("prompt", nargs="?", default="", help="what it shows (default: no words)")
     add("--edit", metavar="TEXT", help="other words for the later part of the way back")
     add("--keep", type=int, metavar="N", help="with --edit, first steps back under the first words (default: half)")
-    add("-o", "--output", default="back.png", metavar="FILE", help="PNG of the way back (default: back.png)")
+    add("-o", "--output", metavar="FILE", help="PNG of the way back (default: back.png, or a name that is not taken)")
     add("--trace", metavar="FILE", help="also write the inversion as a trace, .safetensors")
     add("--num-inference-steps", type=int, default=50, metavar="N", help="steps each way (default: 50)")
     add("--guidance-scale", type=float, default=3.0, metavar="G", help="with --edit, of the steps after (default: 3)")
@@ -53,7 +56,7 @@ def add_to(commands: Commands) -> None:
 
     interpolate = commands.add_parser(
         "interpolate",
-        help="a walk between two prompts, seeds or pictures, as GIF or MP4",
+        help="a walk between two prompts, seeds or pictures, as GIF, WebP or MP4",
         description="A walk between two prompts; between two seeds, with --prompt; or between two pictures, with "
         "--pictures.",
         epilog='example: sdkit interpolate "a red star" "a blue fish" --seed 7 -o walk.gif',
@@ -62,7 +65,13 @@ def add_to(commands: Commands) -> None:
     add = interpolate.add_argument
     add("start", help="a prompt, a seed or a picture")
     add("end", help="another of the same kind")
-    add("-o", "--output", default="walk.gif", metavar="FILE", help=".gif or .mp4 to write (default: walk.gif)")
+    add(
+        "-o",
+        "--output",
+        default=None,
+        metavar="FILE",
+        help=".gif, .webp or .mp4 to write (default: walk.gif, or a name that is not taken)",
+    )
     add("--prompt", metavar="TEXT", help="the ends are seeds, and this is what to draw")
     add("--pictures", action="store_true", default=False, help="the ends are picture files")
     add("--frames", type=int, metavar="N", help="how many, the ends included (default: 16)")
@@ -78,20 +87,20 @@ def add_to(commands: Commands) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    (path,) = picture_paths(options.output, 1)
-    check_picture(options.picture)
+    (path,) = picture_paths(chosen(options.output, "inspect.png"), 1)
     Settings("", seed=options.seed)
-    if options.timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, but is {options.timesteps}")
+    whole("timesteps", options.timesteps, at_least=1)
+    apart([path], [options.picture])
     check_model(options)
+    check_pictures(options.picture)
 
     from PIL import Image
 
-    from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, load, round_trip
-    from sdkit.pictures import save_png
+    from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, round_trip
+    from sdkit.pictures import save_picture
 
     with own_warnings():
-        model = load(options.model, device=options.device, dtype=options.dtype)
+        model = load_model(options)
         trip = round_trip(options.picture, model=model, tiled=options.tiled)
         picture, rgb, description = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
         ways = [
@@ -103,7 +112,7 @@ def _inspect(options: argparse.Namespace) -> None:
     preview = rgb(trip.latents, scale=1)[0].resize(picture.size, Image.Resampling.BICUBIC)
     blank = Image.new("RGB", picture.size, "white")
     rows = [[picture, trip.images[0], trip.differences[0], preview], *(way.images for way in ways)]
-    save_png(contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns), path)
+    save_picture(contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns), path)
     if options.json:
         numbers = {
             "psnr": trip.psnr[0],
@@ -126,22 +135,22 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _invert(options: argparse.Namespace) -> None:
-    (path,) = picture_paths(options.output, 1)
-    check_picture(options.picture)
+    (path,) = picture_paths(chosen(options.output, "back.png"), 1, PICTURES)
     steps = options.num_inference_steps
     Settings(options.prompt, num_inference_steps=steps, guidance_scale=options.guidance_scale)
     keep = max(1, steps // 2) if options.keep is None else options.keep
     if options.edit is not None and not 1 <= keep < steps:
         raise ValueError(f"--keep must be at least 1 and less than the {steps} steps, but is {keep}")
-    if options.trace is not None:
-        trace_path(options.trace)
+    traces = [] if options.trace is None else [trace_path(options.trace)]
+    apart([path, *traces], [options.picture])
     check_model(options)
+    check_pictures(options.picture)
 
-    from sdkit import Trace, invert, load, round_trip, text_to_image
+    from sdkit import Trace, invert, round_trip, text_to_image
     from sdkit.measure import psnr
-    from sdkit.pictures import save_png, to_pixels
+    from sdkit.pictures import save_picture, to_pixels
 
-    model = load(options.model, device=options.device, dtype=options.dtype)
+    model = load_model(options)
     with progress(2 * steps + (steps - keep if options.edit is not None else 0)) as advance:
         inversion = invert(options.picture, options.prompt, model=model, num_inference_steps=steps, hooks=[advance])
         back = Trace()
@@ -162,41 +171,46 @@ def _invert(options: argparse.Namespace) -> None:
         else:
             drawn = back
         trip = round_trip(options.picture, model=model)
-    save_png(drawn.images[0], path, {**drawn.settings, "index": 0})
+    save_picture(drawn.images[0], path, {**drawn.settings, "index": 0})
     near = psnr(to_pixels(trip.originals), to_pixels(back.images))[0]
     print(f"{path}  {(options.edit or options.prompt)!r} from the noise of {options.picture}")
     print(f"the way back has a PSNR of {near:.2f} dB to the picture; the autoencoder alone {trip.psnr[0]:.2f} dB")
-    if options.trace is not None:
-        print(f"{inversion.save(options.trace)}  the inversion, step by step")
+    for place in traces:
+        print(f"{inversion.save(place)}  the inversion, step by step")
 
 
 def _interpolate(options: argparse.Namespace) -> None:
-    path = film_path(options.output)
-    sheet = None if options.contact_sheet is None else picture_paths(options.contact_sheet, 1)[0]
+    path = film_path(chosen(options.output, "walk.gif"))
+    sheet = [] if options.contact_sheet is None else picture_paths(options.contact_sheet, 1)
     names = ("prompt", "frames", "seed", "how", "even", "num_inference_steps", "guidance_scale")
     asked = {name: getattr(options, name) for name in names if hasattr(options, name)}
     Settings("", **{name: asked[name] for name in names[5:] if name in asked}, seed=asked.get("seed"))
+    number("fps", options.fps, *FPS)
+    whole("frames", asked.get("frames", 2), at_least=2)
+    pick("way to interpolate", asked.get("how", "linear"), ("linear", "spherical"))
     ends: list[Any] = [options.start, options.end]
+    apart([path, *sheet], ends if options.pictures else [])
+    check_model(options)
     if options.pictures:
-        for end in ends:
-            check_picture(end)
+        check_pictures(*ends)
         ends = [Path(end).expanduser() for end in ends]
     elif "prompt" in asked:
         if not all(end.isdecimal() for end in ends):
             raise ValueError(f"with --prompt the ends are seeds, whole numbers, but are {ends[0]!r} and {ends[1]!r}")
         ends = [int(end) for end in ends]
-    check_model(options)
+    elif named := [end for end in ends if end.lower().endswith((*PICTURES, *MORE))]:
+        raise ValueError(f"{named[0]!r} names a picture, but the ends are prompts; give --pictures if files are meant")
 
-    from sdkit import contact_sheet, interpolate, load
-    from sdkit.pictures import save_png
+    from sdkit import contact_sheet, interpolate
+    from sdkit.pictures import save_picture
 
     with own_warnings():
-        model = load(options.model, device=options.device, dtype=options.dtype)
+        model = load_model(options)
         walk = interpolate(*ends, **asked, model=model)
     walk.save(path, fps=options.fps)
-    if sheet is not None:
-        save_png(contact_sheet(walk.images), sheet)
+    for place in sheet:
+        save_picture(contact_sheet(walk.images), place)
     between = f"{len(walk.images)} frames between {options.start!r} and {options.end!r}"
     print(f"{path}  {between}; the longest step is {walk.evenness:.2f} times the mean")
-    if sheet is not None:
-        print(f"{sheet}  all on one page")
+    for place in sheet:
+        print(f"{place}  all on one page")

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sdkit.inputs.arguments import DTYPES, Settings
-from sdkit.inputs.checks import pick
+from sdkit.inputs.checks import number, pick
 from sdkit.inputs.paths import model_source
 
 Commands = Any  # the subparsers of argparse, whose class is private
-
+DEVICES = r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(:\d+)?"
 
 _KINDS = {"int": int, "float": float, "str": str, "Any": str}  # of a value, by the first word of its type in the table
 
 
-def add_arguments(parser: argparse.ArgumentParser, table: type, names: Container[str]) -> None:
+def add_arguments(parser: argparse._ActionsContainer, table: type, names: Sequence[str]) -> None:
     """Options for some fields of the table of arguments, or of a class that extends it."""
-    for one in fields(table):
-        if one.name not in names:
-            continue
+    every = {one.name: one for one in fields(table)}
+    for one in map(every.__getitem__, names):
         meaning, kind = one.metadata["meaning"], str(one.type)
         if kind == "Any":  # the forms that a picture may come in are for Python
             meaning = meaning.partition(":")[0]
@@ -49,24 +50,69 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_model(parser: argparse.ArgumentParser, default: str = "the embedded model") -> None:
-    """The options --model, --device and --dtype."""
-    add = parser.add_argument
+    """The options that say which model, where, and what is laid over it."""
+    add = parser.add_argument_group("the model").add_argument
     add("--model", default=None, help=f"a folder, one file, or a hub id (default: {default})")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    more: dict[str, Any] = {"default": [], "action": "append", "type": _file_and_scale}
+    add("--lora", metavar="FILE[:SCALE]", help="a LoRA to lay over the model (scale: 1); several add up", **more)
+    add("--textual-inversion", metavar="FILE", help="a word for the prompt, which is the file's name", **more)
+
+
+def _file_and_scale(text: str) -> tuple[Path, float]:
+    file, _, scale = text.rpartition(":")
+    try:
+        return Path(file), float(scale)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def check_model(options: argparse.Namespace) -> None:
     """Say what is wrong with the model's options before torch is imported."""
+    if options.device is not None and not re.fullmatch(DEVICES, options.device):
+        raise ValueError(
+            f"unknown device {options.device!r}; expected cpu, cuda, mps or another of torch's, with a number as in "
+            "cuda:1 if it is meant, or nothing for the best that there is"
+        )
     if options.dtype is not None:
         pick("dtype", options.dtype, DTYPES)
     if options.model is not None:
         model_source(options.model)
+    for file, scale in [*options.lora, *options.textual_inversion]:
+        number(f"the scale of {str(file)!r}", scale, -100, 100)
+        if file.suffix != ".safetensors" or not file.is_file():
+            raise FileNotFoundError(f"there is no file {str(file)!r} that ends in .safetensors")
+        if options.model is None:
+            raise ValueError(f"{str(file)!r} goes with a model that --model names; the embedded one takes none")
 
 
-def check_picture(path: str) -> None:
-    if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"there is no picture {path!r}")
+def load_model(options: argparse.Namespace) -> Any:
+    """The model of the options, with what they lay over it."""
+    from sdkit import load
+    from sdkit.model.parts import one_sentence
+
+    model = load(options.model, device=options.device, dtype=options.dtype)
+    scales: dict[str, float] = {}
+    for file, scale in options.lora:
+        scales[name := re.sub(r"\W", "_", file.stem)] = scale
+        with one_sentence(file, "a LoRA for this model"):
+            model.pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+            model.pipeline.set_adapters(list(scales), list(scales.values()))
+    for file, _ in options.textual_inversion:
+        with one_sentence(file, "a textual inversion for this model"):
+            model.pipeline.load_textual_inversion(str(file), token=file.stem)
+    with suppress(ValueError):  # in a thread, where no signals come
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to tidy up
+    return model
+
+
+def check_pictures(*paths: str) -> None:
+    """Say which is no picture before torch is imported."""
+    from sdkit.files import open_picture
+
+    for path in paths:
+        open_picture(path)
 
 
 @contextmanager

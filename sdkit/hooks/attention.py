@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdkit.events import Event, Hook, Stage, on
+from sdkit.inputs.checks import typed
+from sdkit.trace.trace import Trace
 from sdkit.unet.maps import AttentionMaps
 
 
+@typed()
 def reweight(word: str, factor: float) -> Hook:
     """Multiply the attention that a word gets by `factor`: above 1 there is more of it, below 1 less (Hertz et al.
     2022, arXiv:2208.01626, section 3)."""
@@ -29,7 +32,8 @@ def reweight(word: str, factor: float) -> Hook:
     return reweight
 
 
-def keep_layout(trace: Any, until: float = 0.8) -> Hook:
+@typed(until=(0, 1))
+def keep_layout(trace: Trace, until: float = 0.8) -> Hook:
     """Use the attention of another run, in the first `until` of the steps: another word in the same place makes the
     same layout with another thing in it (prompt-to-prompt, Hertz et al. 2022, arXiv:2208.01626).
 
@@ -56,7 +60,8 @@ def keep_layout(trace: Any, until: float = 0.8) -> Hook:
     return keep_layout
 
 
-def keep_self_attention(trace: Any, until: float = 0.5) -> Hook:
+@typed(until=(0, 1))
+def keep_self_attention(trace: Trace, until: float = 0.5) -> Hook:
     """Use the self-attention of another run, in the first `until` of the steps: shapes stay (Tumanyan et al. 2022,
     arXiv:2211.12572).
 
@@ -69,13 +74,19 @@ def keep_self_attention(trace: Any, until: float = 0.5) -> Hook:
     @on(Stage.SELF_ATTENTION)
     def keep_self_attention(event: Event) -> None:
         if _early(event, until):
-            theirs = source(event).to(event.value)
+            theirs, pictures, seeds = source(event).to(event.value), event.run.shape[0], trace.settings.get("seed")
+            if len(event.value) % len(theirs) or (isinstance(seeds, list) and len(seeds) != pictures):
+                raise ValueError(
+                    f"the trace has self-attention of {len(theirs)} rows, but this run of {len(event.value)}, for "
+                    f"{pictures} pictures; record a run of as many pictures, with guidance only if this one has it"
+                )
             event.value = torch.cat([theirs] * (len(event.value) // len(theirs)))
 
     return keep_self_attention
 
 
-def local_blend(trace: Any, maps: AttentionMaps, word: str, threshold: float = 0.3) -> Hook:
+@typed(threshold=(0, 1))
+def local_blend(trace: Trace, maps: AttentionMaps, word: str, threshold: float = 0.3) -> Hook:
     """Change another run's picture only where a word acts: elsewhere each x0 is that of its trace (local blend of
     prompt-to-prompt, arXiv:2208.01626, section 4). Use it with `keep_layout`, so that the word acts at the same place.
 
@@ -100,7 +111,7 @@ def _early(event: Event, until: float) -> bool:
     return event.step is not None and event.step < until * len(event.run.visits)
 
 
-def _recorded(trace: Any, stage: Stage) -> Callable[[Event], Tensor]:
+def _recorded(trace: Trace, stage: Stage) -> Callable[[Event], Tensor]:
     """What a trace holds of the same step and layer as an event."""
     records = {(record.step, record.layer): record for record in trace[stage]}
 
@@ -110,18 +121,24 @@ def _recorded(trace: Any, stage: Stage) -> Callable[[Event], Tensor]:
             if steps := sorted({step for step, _ in records if step is not None}):
                 how = f"it has steps {steps} of it: record as many as this run makes, with a larger budget if need be"
             raise ValueError(f"the trace has nothing of {event}; {how}")
-        value: Tensor = records[event.step, event.layer].value
+        value = records[event.step, event.layer].value
+        size = {Stage.ATTENTION: slice(1, 3), Stage.SELF_ATTENTION: slice(1, 4)}.get(stage, slice(4))
+        if value.shape[size] != event.value.shape[size]:  # other rows and other tokens are made to fit
+            raise ValueError(
+                f"the trace holds {tuple(value.shape)} of {event}, where this run has {tuple(event.value.shape)}; "
+                "record a run of as many pictures and of the same size"
+            )
         return value
 
     return get
 
 
-def _alignment(trace: Any, run: Any) -> tuple[Tensor, Tensor]:
+def _alignment(trace: Trace, run: Any) -> tuple[Tensor, Tensor]:
     """For each picture, how tokens of a trace (L') become tokens of a run (L): (B, L', L), and those that have none.
 
     The attention of one span of tokens is spread evenly over the span that stands in its stead.
     """
-    pictures, guided = run.shape[0], trace.settings["guidance_scale"] > 1
+    pictures, guided = run.shape[0], trace.settings.get("guidance_scale", 1.0) > 1
     rows = trace.tokens[len(trace.tokens) // 2 if guided else 0 :]  # the negative prompts come first
     ours, theirs = run.token_ids[-pictures:].tolist(), [[token.id for token in row] for row in rows]
     if len(theirs) != len(ours):

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from sdkit.events import Event, Hook, Stage, on
-from sdkit.inputs.checks import pick
+from sdkit.inputs.checks import pick, typed
 from sdkit.model.tokens import read_tokens
 
 PARTS = ("begin", "words", "end", "padding")  # of a window of tokens
 
 
+@typed()
 def mix_words(word: str, other: str, share: float = 0.5) -> Hook:
     """Give the tokens of a word the embeddings of something between it (share 0) and another word (share 1).
 
@@ -29,7 +30,7 @@ def mix_words(word: str, other: str, share: float = 0.5) -> Hook:
         run, mixed = event.run, event.value.clone()
         new = run.model.tokenizer(other, add_special_tokens=False).input_ids
         for row, places in enumerate(run.places(word), start=-run.shape[0]):
-            if len(places) % len(new):
+            if not new or len(places) % len(new):
                 raise ValueError(
                     f"{other!r} has {len(new)} tokens, which do not fit into the {len(places)} of {word!r}"
                 )
@@ -42,6 +43,7 @@ def mix_words(word: str, other: str, share: float = 0.5) -> Hook:
     return mix_words
 
 
+@typed()
 def hear_only(*parts: str) -> Hook:
     """Keep the embeddings of only some of "begin", "words", "end" and "padding"; the rest are the empty prompt's.
 

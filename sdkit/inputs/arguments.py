@@ -71,6 +71,9 @@ class Arguments:
         "which goes on from them with denoising_start",
         "S",
     )
+    original_inference_steps: int | None = argument(
+        None, "how many steps of its teacher a latent consistency model picks its few from; by default 50", "N"
+    )
     clip_skip: int | None = argument(
         None, "so many layers of the text encoder are left out at its end, for the negative prompt too", "N"
     )
@@ -125,6 +128,12 @@ class FromPicture:
         "noise is added, and strength is not used",
         "S",
     )
+    padding_mask_crop: int | None = argument(
+        None,
+        "with a mask, paint only the part of the picture around what it marks, with so many pixels beside it, enlarged "
+        "to height and width, and lay it back into the whole",
+        "PIXELS",
+    )
 
 
 @dataclass(frozen=True)
@@ -153,8 +162,9 @@ class Settings(Arguments, FromPicture):
         self._check_schedule()
         self._check_sizes()
         self._check_control()
-        if self.clip_skip is not None:
-            checks.whole("clip_skip", self.clip_skip, at_least=0)
+        for name, least in (("clip_skip", 0), ("padding_mask_crop", 0), ("original_inference_steps", 1)):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name), at_least=least)
         for name in ("clip_skip_negative", "guess_mode"):
             checks.truth(name, getattr(self, name))
         checks.pick("long_prompt", self.long_prompt, LONG_PROMPTS)
@@ -177,12 +187,6 @@ class Settings(Arguments, FromPicture):
     def _check_start(self) -> None:
         if self.strength is not None:
             checks.number("strength", self.strength, 0, 1)
-            if self.num_inference_steps is not None and int(self.num_inference_steps * self.strength) < 1:
-                enough = math.ceil(1000 / self.num_inference_steps) / 1000
-                raise ValueError(
-                    f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
-                    f"it takes at least {enough:g}"
-                )
         for name in ("denoising_start", "denoising_end"):
             if getattr(self, name) is not None:
                 checks.number(name, getattr(self, name), 0, 1)

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # that carry settings
+FPS = (0.01, 1000.0)  # what films can hold
 
 
-def picture_paths(path: str | Path, pictures: int) -> list[Path]:
+def picture_paths(path: str | Path, pictures: int, endings: tuple[str, ...] = PICTURES[:1]) -> list[Path]:
     """Where so many pictures go: star.png for one, star-1.png, star-2.png, ... for several.
 
     Raises:
-        ValueError: the file name does not end in .png, the format that carries settings.
+        ValueError: the file name does not end in .png, or whatever else is allowed.
         FileNotFoundError: its folder does not exist.
     """
     if Path(path).expanduser().is_dir():
         raise ValueError(f"{str(path)!r} is a folder; give the name of a PNG in it")
-    place = _checked(path, (".png",), "pictures are saved as PNG with their settings inside")
-    if pictures == 1:
-        return [place]
-    return [place.with_stem(f"{place.stem}-{i + 1}") for i in range(pictures)]
+    what = "a page of pictures is a PNG" if endings == PICTURES[:1] else "pictures are saved with their settings inside"
+    return numbered(_checked(path, endings, what), pictures)
+
+
+def numbered(place: Path, many: int) -> list[Path]:
+    """A file name for each of so many."""
+    return [place] if many == 1 else [place.with_stem(f"{place.stem}-{i + 1}") for i in range(many)]
+
+
+def chosen(path: str | None, default: str, many: int = 1) -> str:
+    """The name that was given, or the default, with -2, -3, ... after it where one of so many files is there before."""
+    if path is not None:
+        return path
+    others = (str(Path(default).with_stem(f"{Path(default).stem}-{i}")) for i in count(2))
+    return next(one for one in chain([default], others) if not any(map(os.path.lexists, numbered(Path(one), many))))
 
 
 def film_path(path: str | Path) -> Path:
@@ -57,12 +73,25 @@ def trace_path(path: str | Path) -> Path:
     return _checked(path, (".safetensors",), "a trace is saved as safetensors")
 
 
+def apart(written: Iterable[str | Path], read: Iterable[str | Path], what: str = "a picture to be read") -> None:
+    """Refuse to write over what is read, or twice to one file."""
+    written = list(written)
+    inputs, outputs = ([os.path.realpath(Path(one).expanduser()) for one in each] for each in (read, written))
+    for path, place in zip(written, outputs, strict=True):
+        if place in inputs:
+            raise ValueError(f"{str(path)!r} is {what}; give the new one another name with -o")
+        if outputs.count(place) > 1:
+            raise ValueError(f"{str(path)!r} would be written twice; give each file a name of its own")
+
+
 def _checked(path: str | Path, endings: tuple[str, ...], what: str) -> Path:
     place = Path(path).expanduser()
     if place.suffix.lower() not in endings:
         raise ValueError(f"{what}, so {str(path)!r} must end in {' or '.join(endings)}")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(place.parent)!r} does not exist; make it first")
+    if not os.access(place.parent, os.W_OK):
+        raise PermissionError(f"nothing can be written to the folder {str(place.parent)!r}; choose another")
     return place
 
 

@@ -27,11 +27,16 @@ _SHAPE = _is(list, type(None))
 # What a record has beside the arguments: what each entry must be, and that in words.
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("model", "model_hash", "device", "dtype", "process", "space"), (_is(str), "text")),
-    **dict.fromkeys(("image", "mask_image", "control_image", "ip_adapter_image"), (_TEXT, "a hash")),
+    **dict.fromkeys(
+        ("image", "mask_image", "masked_image_latents", "control_image", "ip_adapter_image"), (_TEXT, "a hash")
+    ),
     **dict.fromkeys(("index", "stopped_after", "refinements"), (_is(int), "a whole number")),
     **dict.fromkeys(("latents", "step_by_step"), (_is(bool), "true or false")),
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds", "ip_adapter_image_embeds"), (_SHAPE, "a shape")),
     "seed": (lambda value: value is None or _list_of(_is(int))(value), "a list of whole numbers"),
+    "visited": (_list_of(_is(int)), "a list of steps"),
+    "given": (_list_of(_is(str)), "a list of the U-Net's parts"),
+    "cross_attention_kwargs": (_is(dict, type(None)), "names with values"),
     "edited_by": (_list_of(_is(str)), "a list of names"),
     "residuals": (_list_of(_is(int, float)), "a list of numbers"),
     "levels": (_list_of(_NUMBERS), "a list of noise levels"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -54,6 +54,10 @@ class Options(Arguments):
     control_image: Any = argument(
         None, "a picture for the ControlNet that the pipeline carries, or a list with one for each", "FILE"
     )
+    cross_attention_kwargs: Mapping[str, Any] | None = argument(
+        None,
+        'what attention processors take beside, as in diffusers: {"scale": 0.5} for LoRA, {"ip_adapter_masks": ...}',
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +71,11 @@ class PictureOptions(FromPicture, Options):
         "under a prompt for the whole picture, at a strength just below 1. As in diffusers, pictures that are "
         "inpainted together share the first one's draw of the latents",
         "FILE",
+    )
+    masked_image_latents: Tensor | None = argument(
+        None,
+        "(N, C, h, w) latents of the picture without what is under the mask, for a U-Net with 9 channels; by default "
+        "they are encoded",
     )
 
 
@@ -97,6 +106,24 @@ class Stages(PictureOptions):
 
     prompt: str | Sequence[str] | None = argument(None, "what to draw, or what to make of the picture")
     image: Any = argument(None, "a picture to start from: whatever `image_to_image` takes", "FILE")
+
+
+_HABITS = {  # names from elsewhere, and what is meant here
+    "steps": "num_inference_steps is meant",
+    "cfg": "guidance_scale is meant",
+    "cfg_scale": "guidance_scale is meant",
+    "sampler": "scheduler is meant",
+    "sampler_name": "scheduler is meant",
+    "size": "height and width are meant",
+    "n": "num_images_per_prompt is meant",
+    "device": "give model=sdkit.load(..., device=...)",
+    "dtype": "give model=sdkit.load(..., dtype=...)",
+    "torch_dtype": "give model=sdkit.load(..., dtype=...)",
+    "callback_on_step_end": "give hooks=[sdkit.hooks.from_diffusers(callback)]",
+    "callback_on_step_end_tensor_inputs": "give hooks=[sdkit.hooks.from_diffusers(callback, tensor_inputs)]",
+    "output_type": "a result has both, result.images as PIL and result.latents",
+    "return_dict": "leave it out",
+}
 
 
 def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
@@ -134,7 +161,9 @@ def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T
 
 
 def _hint(name: str, function: str, known: Iterable[str]) -> str:
-    if name in ("image", "mask_image", "strength", "denoising_start"):
+    if name in ("image", "mask_image", "strength", "denoising_start", "padding_mask_crop", "masked_image_latents"):
         return "sdkit.image_to_image takes it"
+    if name in _HABITS:
+        return _HABITS[name]
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"help(sdkit.{function}) lists what there is"

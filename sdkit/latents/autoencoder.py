@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdkit.door import ask
+from sdkit.inputs.checks import told, typed
 from sdkit.inputs.seeds import seed_each
 from sdkit.measure import psnr, ssim
 from sdkit.model.latents import in_tiles
@@ -27,11 +28,17 @@ class Latents:
     mean: Tensor  # (B, C, h, w)
     std: Tensor  # (B, C, h, w)
 
+    def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(value, Tensor) or value.ndim != 4 or value.shape != self.mean.shape:
+                raise TypeError(f"{name} must be a Tensor (B, C, h, w), as large as the other, but is {told(value)}")
+
     @property
     def tensor(self) -> Tensor:
         """The mean (B, C, h, w), which is what `decode` takes."""
         return self.mean
 
+    @typed()
     def sample(self, seed: int | Sequence[int] = 0) -> Tensor:
         """Latents (B, C, h, w) drawn from the distribution: mean + std * noise.
 
@@ -53,6 +60,7 @@ class Latents:
         return html
 
 
+@typed()
 def encode(picture: Any, *, model: Any = None, tiled: bool = False) -> Latents:
     """Encode pictures.
 
@@ -71,6 +79,7 @@ def encode(picture: Any, *, model: Any = None, tiled: bool = False) -> Latents:
         return Latents(*model.moments(model.encode(to_pixels(picture).to(model.device, model.dtype))))
 
 
+@typed(latents=None)
 def decode(latents: Latents | Tensor, *, model: Any = None, tiled: bool = False) -> list[Image.Image]:
     """Decode latents, one picture for each of the batch.
 
@@ -144,6 +153,7 @@ class RoundTrip:
         return "\n".join(lines)
 
 
+@typed()
 def round_trip(picture: Any, *, model: Any = None, tiled: bool = False) -> RoundTrip:
     """Encode pictures, decode the means, and measure what was lost. Takes the arguments of `encode`.
 

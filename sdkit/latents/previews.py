@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sdkit.inputs.checks import told, typed
 from sdkit.latents.autoencoder import Latents, encode
 from sdkit.measure import ColourMap, fit_colours, psnr, shrunk
 from sdkit.model.loading import load
@@ -31,11 +32,15 @@ class LatentToRGB:
     r2: float  # share of the variance of unseen decoded pictures, averaged over each latent's pixels, that it explains
     psnr: float  # dB on the same
 
+    @typed()
     def pixels(self, latents: Latents | Tensor) -> Tensor:
         """Latents (B, C, h, w) as colours (B, 3, h, w) in [-1, 1]."""
         z = (latents.tensor if isinstance(latents, Latents) else latents).detach().cpu()
+        if z.ndim != 4 or z.shape[1] != self.weight.shape[1]:
+            raise ValueError(f"latents must be (B, {self.weight.shape[1]}, h, w) for this map, but are {told(z)}")
         return 2 * ColourMap(self.weight.T, self.bias)(z) - 1
 
+    @typed(scale=(1, 64))
     def __call__(self, latents: Latents | Tensor, scale: int = 8) -> list[Image.Image]:
         """Small pictures, one for each of the batch, enlarged `scale` times and smoothed."""
         colours = self.pixels(latents)

@@ -85,6 +85,8 @@ def describe(latents: Latents | Tensor | Trace) -> Description:
     if not isinstance(z, Tensor) or z.ndim != 4:
         kind = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"latents must be Latents, a tensor (B, C, h, w) or a Trace, but are {kind}")
+    if not z.numel() or not z.is_floating_point() or not bool(z.isfinite().all()):
+        raise ValueError(f"latents must be finite floats, without NaN, but are {z.dtype} {tuple(z.shape)}")
     values = z.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B * h * w)
     edges = torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64)
     held = values.clamp(-REACH, REACH)

@@ -19,7 +19,7 @@ PIPELINES = (
     ),
 )
 _PARTS = {  # of a pipeline, by name: the library and the classes that each may be of
-    "vae": ("diffusers", ("AutoencoderKL",)),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")),
     "unet": ("diffusers", ("UNet2DConditionModel",)),
     "scheduler": ("diffusers", KNOWN),
     "controlnet": ("diffusers", ("ControlNetModel", "MultiControlNetModel")),
@@ -56,4 +56,21 @@ def check_index(index: Any, source: str) -> str:
                 f"{source!r} names {'.'.join(map(str, value))!r} as its {name}, which sdkit does not load; "
                 + (f"expected {known_library}'s {' or '.join(kinds[:3])}" if kinds else "there is no such part")
             )
-    return str(index["_class_name"])
+    kind = str(index["_class_name"])
+    second = "_2" if "XL" in kind else ""
+    words = [f"{part}{second}" for part in ("text_encoder", "tokenizer")]
+    silent = all(index.get(name) == [None, None] for name in words)  # saved without them, to be given embeddings
+    for name in ("unet", "vae", "scheduler", *(() if silent else words)):
+        if not isinstance(index.get(name), list | tuple) or not any(index[name]):
+            raise ValueError(f"{source!r} is a {kind} whose model_index.json names no {name}; fetch it again")
+    return kind
+
+
+def uncompiled(part: Any) -> Any:
+    """A part as it was before `torch.compile` wrapped it."""
+    return getattr(part, "_orig_mod", part)
+
+
+def is_a(part: Any, name: str) -> bool:
+    """Whether an object is of a class that a part of this name may be of, compiled or not."""
+    return not {kind.__name__ for kind in type(uncompiled(part)).__mro__}.isdisjoint(_PARTS[name][1])

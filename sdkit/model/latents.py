@@ -22,7 +22,10 @@ _ONE_AT_A_TIME = threading.RLock()
 def encode(vae: Any, pixels: Tensor, precision: torch.dtype) -> Tensor:
     """Mean and log-variance (B, 2C, h, w) of what the encoder makes of pictures (B, 3, H, W) in [-1, 1]."""
     with _ONE_AT_A_TIME, _in_precision(precision, vae):
-        posterior: Tensor = vae.encode(pixels.to(precision)).latent_dist.parameters
+        output = vae.encode(pixels.to(precision))
+    if hasattr(output, "latents"):  # of a tiny autoencoder: the latents themselves, of no variance
+        return torch.cat([output.latents, torch.full_like(output.latents, -30.0)], dim=1)
+    posterior: Tensor = output.latent_dist.parameters
     return posterior
 
 
@@ -34,12 +37,12 @@ def moments(vae: Any, posterior: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor, *, overflows: bool) -> Tensor:
+def decode(vae: Any, latents: Tensor, *, overflows: bool, **kept: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) of latents (B, C, h, w), in float32 where the decoder `overflows` in half precision."""
     with _ONE_AT_A_TIME:
         if vae.dtype == torch.float16 and overflows:
             return _decode_in_float32(vae, latents)
-        image: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        image: Tensor = vae.decode(latents / vae.config.scaling_factor, return_dict=False, **kept)[0]
         if vae.dtype == torch.float32 or bool(image.isfinite().all()):
             return image
         if not bool(latents.isfinite().all()):
@@ -63,11 +66,14 @@ def _in_precision(dtype: torch.dtype, vae: Any) -> Iterator[None]:
     if dtype == before:
         yield
         return
-    vae.to(dtype=dtype)
     try:
-        yield
+        try:
+            vae.to(dtype=dtype)
+            yield
+        finally:
+            vae.to(dtype=before)
     finally:
-        vae.to(dtype=before)
+        vae.to(dtype=before)  # once more, for Ctrl-C in the line above
 
 
 @contextmanager
@@ -76,6 +82,9 @@ def in_tiles(vae: Any, tiled: bool) -> Iterator[None]:
     with _ONE_AT_A_TIME:
         before, vae.use_tiling = vae.use_tiling, tiled or vae.use_tiling
         try:
-            yield
+            try:
+                yield
+            finally:
+                vae.use_tiling = before
         finally:
-            vae.use_tiling = before
+            vae.use_tiling = before  # once more, for Ctrl-C in the line above

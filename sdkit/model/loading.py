@@ -16,7 +16,8 @@ import torch
 from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import model_source
-from sdkit.model.allowed import EXPECTED, check_index
+from sdkit.model.allowed import EXPECTED, check_index, is_a, uncompiled
+from sdkit.model.parts import disagreements, one_sentence, reaching, read_json, read_parts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from sdkit.model.model import Model
 
 TINY = "sdkit/tiny"  # the embedded model's name in settings
+_MEANT = {  # which arguments say something about what is loaded, beside where to put it
+    "the embedded model": (),
+    "a pipeline": (),
+    "one file": ("local_files_only", "allow_pickle", "config", "prediction_type"),
+    "a folder": ("variant", "local_files_only", "allow_pickle"),
+    "an id on the hub": ("variant", "revision", "token", "local_files_only", "allow_pickle"),
+}
 
 
 def load(
@@ -48,7 +56,8 @@ def load(
             is returned.
         device: where to put it; by default a GPU where there is one. A pipeline stays where it is.
         dtype: "float32", "float16", "bfloat16" or the torch dtype; by default float16 on a GPU and float32 elsewhere.
-        variant, revision, token, local_files_only: as diffusers' `from_pretrained` takes them, for folders and the hub.
+        variant, revision, token, local_files_only: as diffusers' `from_pretrained` takes them, for the hub, and the
+            first for a folder too.
         allow_pickle: read weights that are not safetensors (.ckpt, .bin) too. Unpickling a file of somebody else's may
             run what it says; they are read as weights alone, which torch guards, but safetensors cannot even try.
         config: for one file, a folder in diffusers' layout whose configurations describe it; by default those of its
@@ -57,31 +66,50 @@ def load(
             predict v, as the model for 768 pixels does, and not the noise, as that for 512 pixels does.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it is a model of another family than Stable Diffusion 1.x, 2.x and XL, a pickle, or damaged, or
-            there is no such device.
+        FileNotFoundError: there is no such file or folder, or a file of it is missing.
+        ValueError: it is a model of another family than Stable Diffusion 1.x, 2.x and XL, a pickle, or damaged: weights
+            are missing or too many, or parts do not fit together. Or there is no such device, or an argument says
+            nothing about what is loaded.
     """
-    fetching = {"variant": variant, "revision": revision, "token": token, "local_files_only": local_files_only}
+    given: dict[str, Any] = {
+        "variant": variant,
+        "revision": revision,
+        "token": token,
+        "local_files_only": local_files_only,
+    }
+    given |= {"allow_pickle": allow_pickle, "config": config, "prediction_type": prediction_type}
     if model is not None and not isinstance(model, str | Path):
+        _check_meant("a pipeline", given)
         return _from_pipeline(model, device, dtype)
     place = _device(device)
     kind = _dtype(dtype, place)
     if model is None or str(model) == TINY:
+        _check_meant("the embedded model", given)
         return _embedded(place, kind)
     source = model_source(model, allow_pickle=allow_pickle)
+    _check_meant("an id on the hub" if source is None else "one file" if source.is_file() else "a folder", given)
     if prediction_type is not None:
         pick("prediction_type", prediction_type, ("epsilon", "v_prediction"))
     if source is not None and source.is_file():
         from sdkit.model.single_file import pipeline_from
 
-        folder = None if config is None else model_source(config)
+        folder = None if config is None else Path(config).expanduser()
         with _quiet():
             pipeline = pipeline_from(source, kind, config=folder, prediction_type=prediction_type)
-    elif config is not None or prediction_type is not None:
-        raise ValueError("config and prediction_type describe one file; a folder or an id has its own configurations")
     else:
-        pipeline = _from_pretrained(str(source or model), kind, allow_pickle, fetching)
-    return _model(_aligned(_supported(pipeline).to(place)), str(model))
+        with _quiet():
+            fetching = {name: given[name] for name in ("revision", "token", "local_files_only") if given[name]}
+            folder = source or _fetched(str(model), fetching, variant=variant, use_safetensors=not allow_pickle or None)
+            pipeline = _from_folder(folder, kind, variant=variant, allow_pickle=allow_pickle)
+    return _model(_aligned(_supported(pipeline, str(model)).to(place)), str(model))
+
+
+def _check_meant(what: str, given: Mapping[str, Any]) -> None:
+    meant = _MEANT[what]
+    lost = [name for name, value in given.items() if name not in meant and value is not None and value is not False]
+    if lost:
+        takes = f"; it takes {', '.join(meant)}" if meant else ""
+        raise ValueError(f"{' and '.join(lost)} would mean nothing for {what}{takes}; leave {' and '.join(lost)} out")
 
 
 def _aligned(pipeline: Any) -> Any:
@@ -116,50 +144,59 @@ def _model(pipeline: Any, name: str) -> Model:
 def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
     from sdkit.model.model import Model
 
-    with as_file(files("sdkit.tiny") / "weights") as folder:
-        pipeline = _from_pretrained(str(folder), dtype)
+    with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
+        pipeline = _from_folder(folder, dtype)
     return Model(_aligned(pipeline.to(device)), name=TINY, num_inference_steps=20, guidance_scale=5.0)
 
 
-def _from_pretrained(
-    source: str, dtype: torch.dtype, allow_pickle: bool = False, fetching: Mapping[str, Any] | None = None
-) -> Any:
-    """The pipeline of a folder or of the hub, of the class that it was saved as."""
-    here = Path(source).is_dir()
-    chosen = {name: value for name, value in (fetching or {}).items() if value}
-    with _quiet():
-        import diffusers
+def _from_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None, allow_pickle: bool = False) -> Any:
+    """The pipeline of a folder in diffusers' layout, of the class that it was saved as."""
+    import diffusers
 
+    index = read_json(folder / "model_index.json")
+    kind = getattr(diffusers, check_index(index, str(folder)))
+    unchecked = _unchecked(kind)
+    parts = read_parts(
+        folder, index, dtype, variant=variant, allow_pickle=allow_pickle, without=(*unchecked, "feature_extractor")
+    )
+    with one_sentence(folder, f"a {kind.__name__}"):
+        return kind.from_pretrained(str(folder), local_files_only=True, **parts, **unchecked)
+
+
+def _unchecked(kind: Any) -> dict[str, Any]:
+    """What leaves the safety checker out: it would replace pictures by black ones, and it sees only the last stage of a
+    run."""
+    takes = inspect.signature(kind.__init__).parameters
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    return {name: value for name, value in unchecked.items() if name in takes}
+
+
+def _fetched(source: str, fetching: Mapping[str, Any], **chosen: Any) -> Path:
+    """The folder that a model on the hub has in the cache; what that lacks is fetched first."""
+    import diffusers
+    from huggingface_hub import hf_hub_download, model_info
+
+    first, names = None, {name: value for name, value in fetching.items() if name != "local_files_only"}
+    if names == fetching:
         try:
-            known = {name: value for name, value in chosen.items() if name != "variant"}
-            kind = getattr(diffusers, check_index(diffusers.DiffusionPipeline.load_config(source, **known), source))
-            # The safety checker would replace pictures by black ones, and it sees only the last stage of a run.
-            unchecked = {"safety_checker": None, "requires_safety_checker": False}
-            takes = inspect.signature(kind.__init__).parameters
-            return kind.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=None if allow_pickle else True,
-                **{name: value for name, value in unchecked.items() if name in takes},
-                **chosen,
-            )
-        except OSError as error:
-            if here and not allow_pickle and list(Path(source).glob("*/*.bin")):
-                raise ValueError(
-                    f"{source!r} holds pickled weights (.bin), which may run code when they are read; convert them to "
-                    "safetensors, or pass allow_pickle=True if you trust them"
-                ) from error
-            where = "is incomplete or damaged" if here else "could not be fetched from the hub; check the id"
-            raise FileNotFoundError(f"{source!r} {where}: {str(error).splitlines()[0]}") from error
+            model_info(source, timeout=10, **names)
+        except Exception as error:  # the cache may have it; a download would try again for half a minute
+            first, fetching = error, names | {"local_files_only": True}
+    with reaching(source, first):
+        file = Path(hf_hub_download(source, "model_index.json", **fetching))
+    kind = getattr(diffusers, check_index(read_json(file), source))
+    with reaching(source, first):
+        return Path(kind.download(source, **fetching, **chosen, **_unchecked(kind)))
 
 
-def _supported(pipeline: Any) -> Any:
+def _supported(pipeline: Any, name: str = "") -> Any:
     """The pipeline, if every part of it is one that sdkit knows how to drive."""
-    unet, vae = pipeline.unet, pipeline.vae
+    unet, vae = uncompiled(pipeline.unet), uncompiled(pipeline.vae)
+    what = f"{name!r}, a {type(pipeline).__name__}," if name else type(pipeline).__name__
     nets = getattr(pipeline, "controlnet", None)
     reasons = {
         f"its U-Net is a {type(unet).__name__}": type(unet).__name__ != "UNet2DConditionModel",
-        f"its autoencoder is a {type(vae).__name__}": type(vae).__name__ != "AutoencoderKL",
+        f"its autoencoder is a {type(vae).__name__}": not is_a(vae, "vae"),
     }
     if not any(reasons.values()):
         reasons |= {
@@ -173,12 +210,15 @@ def _supported(pipeline: Any) -> Any:
             ),
             "its autoencoder standardises latents by channel": getattr(vae.config, "latents_mean", None) is not None,
             "its ControlNet is of another kind": any(
-                type(net).__name__ != "ControlNetModel" for net in getattr(nets, "nets", [nets] if nets else [])
+                type(uncompiled(net)).__name__ != "ControlNetModel"
+                for net in getattr(nets, "nets", [nets] if nets else [])
             ),
         }
     for reason, applies in reasons.items():
         if applies:
-            raise ValueError(f"{type(pipeline).__name__} cannot be driven: {reason}; {EXPECTED}")
+            raise ValueError(f"{what} cannot be driven: {reason}; {EXPECTED}")
+    for reason in disagreements(pipeline):
+        raise ValueError(f"{what} cannot be driven: {reason}; expected parts that belong together, so give those")
     return pipeline
 
 
@@ -221,19 +261,21 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what libraries say while they load that is nothing to a user: torchvision is absent by choice, and a
-    progress bar over five small files."""
+    """Silence what libraries say while they load that is nothing to a user: torchvision is absent by choice, a progress
+    bar over five small files, and weights that are missing, which an error of ours lists."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    levels = {lib: lib.get_verbosity() for lib in (diffusers_logging, transformers_logging)}
+    for library in levels:
+        library.set_verbosity_error()
     for library in libraries:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        for library, level in levels.items():
+            library.set_verbosity(level)
         for library in libraries:
             library.enable_progress_bar()

@@ -14,44 +14,11 @@ from torch import Tensor
 from sdkit.inputs.arguments import Settings
 from sdkit.model import latents as latents_of
 from sdkit.model import text
+from sdkit.model.allowed import uncompiled
+from sdkit.model.condition import Condition, Control
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-@dataclass(frozen=True, eq=False)
-class Control:
-    """Pictures that steer the U-Net through a ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
-
-    pictures: list[Tensor]  # for each ControlNet (2B, 3, H, W) in [0, 1]; B rows without guidance and in guess mode
-    scale: list[float]  # of each ControlNet's residuals
-    start: list[float]  # shares of the steps between which it steers
-    end: list[float]
-    guess_mode: bool  # the conditional half alone is steered
-
-    def scales(self, step: int, steps: int) -> list[float]:
-        """What each ControlNet's residuals are multiplied by in one of the steps; 0 outside its interval."""
-        nets = zip(self.scale, self.start, self.end, strict=True)
-        return [scale * (step / steps >= start and (step + 1) / steps <= end) for scale, start, end in nets]
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What the U-Net takes beside x and t. With guidance the rows of the unconditional half come first."""
-
-    text: Tensor  # (2B, L, D)
-    pooled: Tensor | None = None  # (2B, P) of SDXL
-    time_ids: Tensor | None = None  # (2B, 6) of SDXL: sizes and crop; (2B, 5) of its refiner: size, crop and score
-    image_embeds: list[Tensor] | None = None  # of each IP-Adapter (2B, N, T, D)
-    guidance: Tensor | None = None  # (B, E) guidance scale, where the U-Net was distilled to take it as an input
-    painted: Tensor | None = None  # (2B, 5, h, w) mask and masked latents, for a U-Net with 9 channels
-    control: Control | None = None
-
-    @property
-    def added(self) -> dict[str, Any] | None:
-        """What diffusers calls `added_cond_kwargs`."""
-        values = {"text_embeds": self.pooled, "time_ids": self.time_ids, "image_embeds": self.image_embeds}
-        return {name: value for name, value in values.items() if value is not None} or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +54,13 @@ class Model:
 
     @property
     def text_encoder(self) -> Any:
-        """The only text encoder, or the first of SDXL's two; of SDXL's refiner the only one too."""
-        return self.encoders[0][2]
+        """The only text encoder, or the first of SDXL's two; of SDXL's refiner the only one too. None if there is
+        none."""
+        return self.encoders[0][2] if self.encoders else None
 
     @property
     def tokenizer(self) -> Any:
-        return self.encoders[0][1]
+        return self.encoders[0][1] if self.encoders else None
 
     @property
     def encoders(self) -> list[tuple[str, Any, Any]]:
@@ -132,6 +100,16 @@ class Model:
         return self.unet.config.time_cond_proj_dim is not None
 
     @property
+    def samples(self) -> bool:
+        """Whether the encoder gives a distribution to sample; a tiny autoencoder gives latents."""
+        return type(uncompiled(self.vae)).__name__ != "AutoencoderTiny"
+
+    @property
+    def sees_around(self) -> bool:
+        """Whether the decoder takes what is to be kept of a picture, where diffusers' pipeline gives it that."""
+        return type(uncompiled(self.vae)).__name__ == "AsymmetricAutoencoderKL" and not self.is_xl
+
+    @property
     def paints(self) -> bool:
         """Whether the U-Net sees mask and masked picture beside the latents, as inpainting models do."""
         return bool(self.unet.config.in_channels == 9)
@@ -141,7 +119,7 @@ class Model:
         digest = hashlib.sha256()
         parts = [encoder for *_, encoder in self.encoders] + [self.unet, self.vae, *self.controlnets]
         for part in parts:
-            for name, weight in part.named_parameters():
+            for name, weight in uncompiled(part).named_parameters():
                 digest.update(f"{name} {tuple(weight.shape)}".encode())
                 if weight.device.type != "meta":  # where it is while the pipeline offloads it
                     flat = weight.detach().reshape(-1)
@@ -157,7 +135,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Of text embeddings and latents."""
-        dtype: torch.dtype = self.encoders[-1][2].dtype
+        dtype: torch.dtype = self.encoders[-1][2].dtype if self.encoders else self.unet.dtype
         return dtype
 
     @property
@@ -180,8 +158,11 @@ class Model:
     @property
     def pooled_width(self) -> int:
         """D', the width of SDXL's pooled text embeddings."""
-        width: int = self.encoders[-1][2].config.projection_dim
-        return width
+        if self.encoders:
+            width: int = self.encoders[-1][2].config.projection_dim
+            return width
+        numbers = 5 if self.pipeline.config.get("requires_aesthetics_score") else 6
+        return int(self.unet.add_embedding.linear_1.in_features - numbers * self.unet.config.addition_time_embed_dim)
 
     def tokenize(
         self, prompts: Sequence[str], tokenizer: Any = None, *, split: bool = False, length: int = 0
@@ -236,36 +217,40 @@ class Model:
         """Mean and standard deviation (B, C, h, w) of a posterior (B, 2C, h, w), scaled as the U-Net knows latents."""
         return latents_of.moments(self.vae, posterior)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, **kept: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), in [-1, 1] up to what the decoder overshoots, of latents (B, C, h, w).
 
         Where the decoder overflows in half precision, it decodes again in float32, which a warning says.
-        """
-        return latents_of.decode(self.vae, latents, overflows=self.is_xl and self.vae.config.force_upcast)
 
-    @torch.no_grad()
+        Args:
+            kept: for an asymmetric autoencoder image (N, 3, H, W) and mask (N, 1, H, W), what is to be kept around it.
+        """
+        overflows = self.is_xl and self.vae.config.force_upcast
+        return latents_of.decode(self.vae, latents, overflows=overflows, **kept)
+
     def predict(
         self, x: Tensor, t: Tensor, condition: Condition, progress: tuple[int, int] = (0, 1), unet: Any = None
     ) -> Tensor:
         """What the U-Net predicts for x (B, C, h, w) at timestep t: one prediction for each row of `condition.text`.
 
-        With the 2B rows of guidance, x is seen twice, in one call.
+        With the 2B rows of guidance, x is seen twice, in one call. Gradients flow where they are enabled.
 
         Args:
             progress: the step and how many there are, for ControlNets with an interval.
             unet: to call instead of the model's own, such as a run's view of it.
         """
         # cat, not repeat, which would change the memory layout and with it the last bit of what convolutions round
-        seen = x if len(condition.text) == len(x) else torch.cat([x] * 2)  # (2B, C, h, w)
+        seen = x if len(condition.text) == len(x) else torch.cat([x] * (len(condition.text) // len(x)))  # (2B, C, h, w)
         residuals = {} if condition.control is None else self._control(seen, t, condition, condition.control, progress)
         if condition.painted is not None:
             seen = torch.cat([seen, condition.painted], dim=1)  # (2B, 9, h, w)
-        prediction: Tensor = (unet or self.unet)(
+        prediction: Tensor = (self.unet if unet is None else unet)(
             seen,
             t,
             encoder_hidden_states=condition.text,
             timestep_cond=condition.guidance,
             added_cond_kwargs=condition.added,
+            cross_attention_kwargs=condition.attention,
             return_dict=False,
             **residuals,
         )[0]
@@ -276,11 +261,11 @@ class Model:
     ) -> dict[str, Any]:
         """What the ControlNets add to the U-Net's blocks."""
         embeddings, added = condition.text, condition.added
-        half = control.guess_mode and len(seen) > len(control.pictures[0])  # the unconditional rows are not steered
-        if half:
-            seen, embeddings = seen.chunk(2)[1], embeddings.chunk(2)[1]
-            added = added and {name: value.chunk(2)[1] for name, value in added.items() if name != "image_embeds"}
-        many = len(control.pictures) > 1
+        free = len(seen) - len(control.pictures[0])  # in guess mode the unconditional rows are not steered
+        if free:
+            seen, embeddings = seen[free:], embeddings[free:]
+            added = added and {name: value[free:] for name, value in added.items() if name != "image_embeds"}
+        many = hasattr(self.pipeline.controlnet, "nets")
         scales = control.scales(*progress)
         down, middle = self.pipeline.controlnet(
             seen,
@@ -292,7 +277,10 @@ class Model:
             added_cond_kwargs=added,
             return_dict=False,
         )
-        if half:
-            down = [torch.cat([torch.zeros_like(one), one]) for one in down]
-            middle = torch.cat([torch.zeros_like(middle), middle])
+        if free:
+            down, middle = [_after_zeros(one, free) for one in down], _after_zeros(middle, free)
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def _after_zeros(values: Tensor, rows: int) -> Tensor:
+    return torch.cat([torch.zeros_like(values[:1]).expand(rows, *values.shape[1:]), values])

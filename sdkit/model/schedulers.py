@@ -5,6 +5,7 @@ It is longer than other files for that reason: whatever is peculiar to a schedul
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -194,6 +195,7 @@ def visits(
     sigmas: Sequence[float] | None = None,
     denoising_start: float | None = None,
     denoising_end: float | None = None,
+    original_inference_steps: int | None = None,
     distilled: bool = False,
 ) -> list[Visit]:
     """Set the scheduler's timesteps and list those that a run visits: all, or the last `strength` of them (SDEdit), or
@@ -211,11 +213,16 @@ def visits(
     if custom:
         _set_custom(scheduler, custom, device)
         num_inference_steps = len(scheduler.timesteps)  # as diffusers counts them, which Heun has nearly two of a step
-    elif strength is not None and distilled and "strength" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(num_inference_steps, device=device, strength=strength)
-        strength = None  # LCM spreads all of its few steps over what strength leaves
     else:
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        takes = inspect.signature(scheduler.set_timesteps).parameters
+        extra: dict[str, Any] = {}
+        if original_inference_steps is not None:
+            if "original_inference_steps" not in takes:
+                raise ValueError(f"{type(scheduler).__name__} takes no original_inference_steps; use lcm or tcd")
+            extra["original_inference_steps"] = original_inference_steps
+        if strength is not None and distilled and "strength" in takes:
+            extra["strength"], strength = strength, None  # LCM spreads all of its few steps over what strength leaves
+        _set(scheduler, num_inference_steps, device, extra)
     exact: list[float] = scheduler.timesteps.tolist()
     numbers = [round(t) for t in exact]
     first, last, reason = 0, len(numbers), ""
@@ -226,8 +233,12 @@ def visits(
         first, reason = len(exact) - remaining, f"denoising_start {denoising_start:g}"
     elif strength is not None:
         first = (num_inference_steps - int(num_inference_steps * strength)) * scheduler.order
-        reason = f"strength {strength:g}"
-    if (first or strength is not None) and hasattr(scheduler, "set_begin_index"):
+        reason = f"strength {strength:g} of {num_inference_steps} steps"
+        if first == len(numbers):
+            enough = math.ceil(1000 / num_inference_steps) / 1000
+            raise ValueError(f"{reason} leaves no step to run; it takes at least {enough:g}")
+    twice = exact[:1] == exact[1:2]  # where schedulers would look for the first timestep, and take the second
+    if (first or strength is not None or twice) and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     if denoising_end is not None:
         last = first + sum(t >= _cutoff(scheduler, denoising_end) for t in exact[first:])
@@ -235,6 +246,22 @@ def visits(
     if not 0 <= first < last:
         raise ValueError(f"{reason} leaves none of these {len(numbers)} timesteps to run; give more")
     return [Visit(i, numbers[i], scheduler.timesteps[i]) for i in range(first, last)]
+
+
+def _set(scheduler: Any, steps: int, device: torch.device, extra: Mapping[str, Any]) -> None:
+    """Set a number of timesteps.
+
+    Raises:
+        ValueError: the scheduler has no so many, or none for this noise schedule.
+    """
+    kind, known = type(scheduler).__name__, len(scheduler.alphas_cumprod)
+    if steps > known:
+        raise ValueError(f"num_inference_steps {steps} is more than the {known} timesteps of the noise schedule")
+    try:
+        scheduler.set_timesteps(steps, device=device, **extra)
+    except (ValueError, IndexError, AssertionError, ArithmeticError, RuntimeError) as error:
+        said = f": {str(error).splitlines()[0]}" if str(error) else ""
+        raise ValueError(f"{kind} makes no {steps} steps of this noise schedule{said}; take fewer, or ddim") from error
 
 
 def _cutoff(scheduler: Any, share: float) -> int:
@@ -321,6 +348,32 @@ def accept_edit(scheduler: Any, step: int, visit: Visit) -> None:
             f"stage 'latent', step {step}: {type(scheduler).__name__} goes on from a sample of its own here and "
             "would not use the edit; edit the first visit of each timestep, or use another scheduler"
         )
+
+
+def check_beginning(scheduler: Any, step: int, visit: Visit) -> None:
+    """Whether a run can begin at a visit, as if there had been none before.
+
+    Raises:
+        ValueError: the scheduler goes on there from what it kept of the visit before.
+    """
+    orders = getattr(scheduler, "order_list", None)
+    if visit.index and (
+        type(scheduler).__name__ == "PNDMScheduler"
+        or (scheduler.order == 2 and visit.index % 2)
+        or (orders is not None and orders[visit.index] > 1)
+    ):
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot begin at step {step}, where it goes on from what it kept of the steps "
+            "before; go to the first visit of a timestep, or use another scheduler, such as ddim"
+        )
+
+
+def beginning_at(untouched: Any, visit: Visit) -> Any:
+    """A copy of a scheduler that has taken no step, whose first is this visit."""
+    scheduler = copy.deepcopy(untouched)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(visit.index)
+    return scheduler
 
 
 def _keeps_sample(scheduler: Any, step: int, visit: Visit) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -67,6 +68,24 @@ def encode_text(
             embedding = inner.final_layer_norm(_hidden_state(output.hidden_states, clip_skip))
         embeddings.append(embedding.reshape(len(rows), -1, embedding.shape[-1]))
     return embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=-1), pooled
+
+
+@contextmanager
+def lora_scale(encoders: Sequence[Encoder], scale: float | None) -> Iterator[None]:
+    """The text encoders' LoRA adapters so strong within this scope, as diffusers has it for the U-Net's scale."""
+    adapted = [encoder for *_, encoder in encoders if hasattr(encoder, "peft_config")]
+    if scale is None or not adapted:
+        yield
+        return
+    from diffusers.utils import scale_lora_layers, unscale_lora_layers
+
+    for encoder in adapted:
+        scale_lora_layers(encoder, scale)
+    try:
+        yield
+    finally:
+        for encoder in adapted:
+            unscale_lora_layers(encoder, scale)
 
 
 def _hidden_state(states: Sequence[Tensor], clip_skip: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,15 @@ def words_of(row: Sequence[Token], tokenizer: Any) -> list[Word]:
     for place, token in enumerate(row):
         if token.word is not None:
             places.setdefault(token.word, []).append(place)
-    return [Word(tokenizer.decode([row[i].id for i in at]).strip(), tuple(at)) for at in places.values()]
+
+    def text(at: Sequence[int]) -> str:
+        first = row[at[0]].text
+        if len(at) > 1 and all(_stem(row[i].text) == first for i in at):
+            return first  # several vectors of textual inversion, <cat>, <cat>_1, <cat>_2: its name is the first
+        decoded: str = tokenizer.decode([row[i].id for i in at])
+        return decoded.strip()
+
+    return [Word(text(at), tuple(at)) for at in places.values()]
 
 
 def find(words: Sequence[Word], wanted: str) -> list[int]:
@@ -90,7 +99,8 @@ def find(words: Sequence[Word], wanted: str) -> list[int]:
         )
     if not places:
         known = ", ".join(repr(text) for text in dict.fromkeys(word.text for word in words))
-        raise ValueError(f"there is no word {wanted!r} in the prompt; its words are {known}")
+        beside = "; begin, end and padding are asked for by their place, such as 0" if wanted.startswith("<|") else ""
+        raise ValueError(f"there is no word {wanted!r} in the prompt; its words are {known}{beside}")
     return places
 
 
@@ -108,4 +118,4 @@ def places_of(words: Sequence[Word], wanted: str) -> list[int]:
 
 
 def _letters(text: str) -> str:
-    return "".join(text.lower().split())
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdkit.events import Event, Stage
-from sdkit.model.model import Condition, Control
+from sdkit.model.condition import Condition, Control
+from sdkit.model.text import lora_scale
 from sdkit.process.run import Run
 
 
@@ -41,8 +43,7 @@ def _halves(run: Run) -> list[_Half]:
         settings.clip_skip if settings.clip_skip_negative else None,
         embeds.negative_prompt_embeds,
         embeds.negative_pooled_prompt_embeds,
-        zeros=settings.negative_prompt is None
-        and bool(model.pipeline.config.get("force_zeros_for_empty_prompt", False)),
+        zeros=run.empty_is_zeros,
     )
     return [negative, positive]
 
@@ -64,7 +65,8 @@ def embed(run: Run) -> Generator[Event, None, tuple[Tensor, Tensor | None]]:
         if text is None:  # encoded once a prompt, as diffusers does: another batch size may round differently
             of_half = ids.pop(0)
             if not zeros:
-                text, whole = model.encode_text(of_half, half.clip_skip)
+                with lora_scale(model.encoders, (run.attention or {}).get("scale")):
+                    text, whole = model.encode_text(of_half, half.clip_skip)
         texts.append(None if text is None else repeat(text, run.shape[0] // len(text)))
         pooled.append(None if whole is None else repeat(whole, run.shape[0] // len(whole)))
     text = yield from run.show(Stage.TEXT, _joined(texts))
@@ -89,8 +91,8 @@ def _tokens(run: Run, halves: list[_Half], length: int) -> Generator[Event, None
     """For each half that comes as words its token ids for each text encoder, (P, L), or (B, L) where somebody made the
     pictures of one prompt differ; and whether anybody replaced any."""
     model, settings, each = run.model, run.settings, run.settings.num_images_per_prompt
-    if not halves:
-        return [], False
+    if not halves or not model.encoders:
+        return [[] for _ in halves], False
     by_encoder: list[list[tuple[Tensor, Tensor]]] = []  # of each half: all rows, and the distinct ones
     edited = False
     for i, (name, tokenizer, _) in enumerate(model.encoders):
@@ -120,15 +122,8 @@ def repeat(values: Tensor, each: int) -> Tensor:
     return torch.cat([row for row in torch.split(values, 1) for _ in range(each)])
 
 
-def condition(
-    run: Run, text: Tensor, pooled: Tensor | None, mask: Tensor | None = None, masked: Tensor | None = None
-) -> Condition:
-    """All that the U-Net takes beside x and t.
-
-    Args:
-        mask, masked: (B, 1, h, w) and (B, C, h, w) latents of what is left of the picture around it, for a U-Net that
-            sees them.
-    """
+def condition(run: Run, text: Tensor, pooled: Tensor | None, painting: Any = None) -> Condition:
+    """All that the U-Net takes beside x and t; of what inpainting keeps, what the U-Net sees, if it does."""
     model, pictures = run.model, run.shape[0]
     twice = 2 if run.guided else 1
     time_ids = image_embeds = painted = None
@@ -138,10 +133,10 @@ def condition(
     adapter = run.pictures.ip_adapter_image, run.pictures.ip_adapter_image_embeds
     if any(one is not None for one in adapter):
         image_embeds = model.pipeline.prepare_ip_adapter_image_embeds(*adapter, model.device, pictures, run.guided)
-    if mask is not None and masked is not None:
-        painted = torch.cat([torch.cat([mask, masked], dim=1)] * twice)
+    if painting is not None and painting.masked is not None:
+        painted = torch.cat([torch.cat([painting.mask, painting.masked], dim=1)] * twice)
     guidance = model.embed_guidance(run.guidance_scale, pictures) if model.takes_guidance else None
-    return Condition(text, pooled, time_ids, image_embeds, guidance, painted, _control(run))
+    return Condition(text, pooled, time_ids, image_embeds, guidance, painted, _control(run), run.attention)
 
 
 def _control(run: Run) -> Control | None:

@@ -25,6 +25,7 @@ def inverse(run: Run, refinements: int) -> Generator[Event, None, Tensor]:
     """
     scheduler = run.scheduler
     conditions = condition(run, *(yield from embed(run)))
+    run.write(condition=conditions)
     x = yield from encoded_mean(run)  # (B, C, h, w)
     kind = scheduler.config.prediction_type
     for step, visit in enumerate(run.visits):
@@ -33,7 +34,7 @@ def inverse(run: Run, refinements: int) -> Generator[Event, None, Tensor]:
         noisier = x
         for _ in range(refinements + 1):
             guess = noisier
-            noise = run.predict(guess, step, conditions)  # (B, C, h, w)
+            noise = run.call_unet(guess, step, conditions)  # (B, C, h, w)
             noisier = _noisier(x, after, x0_from(noise, guess, *level, kind), guess, level)
             residual = float((noisier - guess).norm() / noisier.norm())
             if residual < ENOUGH:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdkit.inputs.arguments import Settings
 from sdkit.model.model import Model
-from sdkit.pictures import hash_of, to_mask, to_pixels, to_rgb
+from sdkit.pictures import crop_to_mask, hash_of, to_mask, to_pixels, to_rgb
 
 Generators = list[torch.Generator] | torch.Generator | None
 
@@ -30,6 +30,8 @@ class Pictures:
 
     pixels: Tensor | None = None  # (N, 3, H, W) in [-1, 1] to start from, or latents (N, 4, h, w) of them; B = N * n
     mask: Tensor | None = None  # (M, 1, H, W), 1 where to paint anew; M is 1 or N
+    masked: Tensor | None = None  # (N, C, h, w) latents of what is left of the pictures, instead of encoding it
+    lay_back: Callable[[Any], Any] | None = None  # a part that was cut out around the mask, into its whole
     control: list[Tensor] = field(default_factory=list)  # for each ControlNet (M, 3, H, W) in [0, 1]
     ip_adapter_image: Any = None  # as diffusers takes it: PIL, or a list for several IP-Adapters
     ip_adapter_image_embeds: list[Tensor] | None = None
@@ -40,6 +42,7 @@ class Pictures:
         return {
             "image": hash_of(self.pixels),
             "mask_image": hash_of(self.mask),
+            "masked_image_latents": hash_of(self.masked),
             "control_image": hash_of(self.control or None),
             "ip_adapter_image": hash_of(self.ip_adapter_image),
             "ip_adapter_image_embeds": embeds and [list(one.shape) for one in embeds],
@@ -76,18 +79,24 @@ def pictures_for(
     *,
     image: Any = None,
     mask_image: Any = None,
+    masked_image_latents: Tensor | None = None,
     control_image: Any = None,
     ip_adapter_image: Any = None,
     ip_adapter_image_embeds: list[Tensor] | None = None,
 ) -> Pictures:
     """All pictures that a run is given, in the form in which it works with them."""
     size: tuple[Any, Any] = (settings.height, settings.width)
-    pixels = mask = None
-    if image is not None:
+    pixels = mask = lay_back = None
+    if settings.padding_mask_crop is not None:
+        if mask_image is None or any(isinstance(one, list | tuple | Tensor) for one in (image, mask_image)):
+            raise ValueError("padding_mask_crop cuts one picture around one mask_image: PIL, a path or an array each")
+        size = (size[0] or model.size[0], size[1] or model.size[1])
+        pixels, mask, lay_back = crop_to_mask(image, mask_image, *size, settings.padding_mask_crop)
+    elif image is not None:
         pixels = to_pixels(image, *size, latent_channels=model.vae.config.latent_channels)
         scale = 1 if pixels.shape[1] == 3 else model.pipeline.vae_scale_factor
         size = pixels.shape[-2] * scale, pixels.shape[-1] * scale
-    if mask_image is not None:
+    if mask_image is not None and mask is None:
         if pixels is None:
             raise ValueError("mask_image was given without image; it says where to paint a picture anew")
         mask = to_mask(mask_image, *size)
@@ -96,10 +105,70 @@ def pictures_for(
     return Pictures(
         pixels,
         mask,
+        _masked(model, masked_image_latents, pixels, mask),
+        lay_back,
         _control_pictures(model, control_image, size),
         _ip_adapter_pictures(model, ip_adapter_image, ip_adapter_image_embeds),
         ip_adapter_image_embeds,
     )
+
+
+def _masked(model: Model, masked: Any, pixels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    if masked is None:
+        return None
+    if not model.paints or mask is None or pixels is None:
+        raise ValueError("masked_image_latents is for a picture with mask_image and a U-Net with 9 channels")
+    scale = model.pipeline.vae_scale_factor if pixels.shape[1] == 3 else 1
+    sides = (pixels.shape[-2] // scale, pixels.shape[-1] // scale)
+    shape = (len(pixels), model.vae.config.latent_channels, *sides)
+    if not isinstance(masked, Tensor) or masked.shape != shape:
+        given = tuple(masked.shape) if isinstance(masked, Tensor) else type(masked).__name__
+        raise ValueError(f"masked_image_latents must be a tensor {shape} for this picture, but is {given}")
+    return masked.detach()
+
+
+def check_control(settings: Settings, model: Model) -> None:
+    """Whether scales, starts and ends fit the ControlNets.
+
+    Raises:
+        ValueError: there are more or fewer of them, or a net would start after its end.
+    """
+    nets, each = len(model.controlnets), {}
+    for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
+        value = getattr(settings, name)
+        each[name] = [value] * nets if isinstance(value, int | float) else list(value)
+        if len(each[name]) != nets:
+            raise ValueError(
+                f"{name} has {len(each[name])} values for {nets} ControlNets; give one for all, or one each"
+            )
+    for start, end in zip(each["control_guidance_start"], each["control_guidance_end"], strict=True):
+        if start >= end:
+            raise ValueError(f"control_guidance_start {start:g} must lie below control_guidance_end {end:g}")
+
+
+def plain_kwargs(values: Any) -> dict[str, Any] | None:
+    """What a record has of `cross_attention_kwargs`: numbers as they are, of tensors a hash.
+
+    Raises:
+        TypeError: they are no dictionary of names.
+    """
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise TypeError(f"cross_attention_kwargs must be a dictionary of names, but is {values!r:.80}")
+    return {name: _plain(name, one) for name, one in values.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(name, one) for one in value]
+    if isinstance(value, Tensor):
+        return hash_of(value)
+    if value is not None and not isinstance(value, int | float | str):
+        raise TypeError(
+            f"cross_attention_kwargs holds {name!r} of type {type(value).__name__}; give numbers or tensors"
+        )
+    return value
 
 
 def _control_pictures(model: Model, image: Any, size: tuple[int | None, int | None]) -> list[Tensor]:

@@ -3,6 +3,7 @@ to chance is drawn."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,8 +16,10 @@ from sdkit.inputs.arguments import Settings
 from sdkit.inputs.seeds import seed_each
 from sdkit.model import schedulers
 from sdkit.model.model import Model
-from sdkit.process.materials import Generators, History, Pictures, embeds_for
+from sdkit.process.materials import Generators, History, Pictures, check_control, embeds_for, plain_kwargs
 from sdkit.process.run import Run, generators, surroundings
+
+LARGE = 4  # times the pixels that a model was trained on, from which on a picture is said to be large
 
 
 def prepare(
@@ -27,6 +30,7 @@ def prepare(
     hooks: Iterable[Hook] = (),
     generator: Generators = None,
     embeds: Mapping[str, Tensor | None] | None = None,
+    cross_attention_kwargs: Mapping[str, Any] | None = None,
     latents: Tensor | None = None,
     pictures: Pictures | None = None,
     history: History | None = None,
@@ -41,6 +45,8 @@ def prepare(
     pictures = pictures or Pictures()
     settings = _fitted(settings, model, pictures, latents)
     text_embeds = embeds_for(model, settings, embeds or {})
+    if model.controlnets:
+        check_control(settings, model)
     steps, guidance_scale = settings.num_inference_steps, settings.guidance_scale
     assert steps is not None and guidance_scale is not None  # noqa: PT018 - filled in by `_fitted`
     generator, seeds = _generators(settings, generator)
@@ -54,6 +60,7 @@ def prepare(
         sigmas=settings.sigmas,
         denoising_start=settings.denoising_start,
         denoising_end=settings.denoising_end,
+        original_inference_steps=settings.original_inference_steps,
         distilled=model.takes_guidance,
     )
     assert settings.height is not None and settings.width is not None  # noqa: PT018 - filled in too
@@ -64,13 +71,14 @@ def prepare(
         **pictures.hashes(),
         "seed": seeds,
         "latents": latents is not None,
+        "cross_attention_kwargs": plain_kwargs(cross_attention_kwargs),
         "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
         "scheduler": schedulers.plain(stepper),
         "edited_by": [],  # names of the hooks that replaced a value, as they do
         **surroundings(model),
         **(inversion or {}),
     }
-    return Run(
+    run = Run(
         model=model,
         settings=settings,
         scheduler=stepper,
@@ -84,8 +92,28 @@ def prepare(
         latents=None if latents is None else _check_latents(latents, shape, model.dtype),
         pictures=pictures,
         embeds=text_embeds,
+        attention=None if cross_attention_kwargs is None else dict(cross_attention_kwargs),
         history=history,
     )
+    _check_words(run)
+    return run
+
+
+def _check_words(run: Run) -> None:
+    """Say it where there is nothing that could read the words, and where diffusers pairs noise and pictures
+    otherwise."""
+    embeds, pictures = run.embeds, run.pictures
+    needed = [embeds.prompt_embeds] + [embeds.negative_prompt_embeds] * (run.guided and not run.empty_is_zeros)
+    if not run.model.encoders and any(one is None for one in needed):
+        names = "prompt_embeds and negative_prompt_embeds" if run.guided else "prompt_embeds"
+        raise ValueError(f"{run.model.name} carries no text encoder, so nothing reads words; give {names}")
+    each = run.settings.num_images_per_prompt
+    if pictures.pixels is not None and len(pictures.pixels) > 1 and each > 1:
+        warnings.warn(
+            f"{len(pictures.pixels)} pictures with {each} variations each: those of one picture come together, each "
+            "from the noise that it would have alone; diffusers pairs pictures and noise otherwise",
+            stacklevel=6,
+        )
 
 
 def _fitted(settings: Settings, model: Model, pictures: Pictures, latents: Tensor | None) -> Settings:
@@ -95,6 +123,8 @@ def _fitted(settings: Settings, model: Model, pictures: Pictures, latents: Tenso
         if latents is not None:
             raise ValueError("both image and latents were given; a run starts from one of them")
         scale = 1 if pixels.shape[1] == 3 else model.pipeline.vae_scale_factor
+        if settings.height is None and settings.width is None:
+            _check_size(pixels.shape[-2] * scale, pixels.shape[-1] * scale, model)
         height, width = pixels.shape[-2] * scale, pixels.shape[-1] * scale
         if len(settings.prompts) == 1 and len(pixels) > 1:
             settings = replace(settings, prompt=settings.prompts * len(pixels))
@@ -118,6 +148,19 @@ def _fitted(settings: Settings, model: Model, pictures: Pictures, latents: Tenso
         num_inference_steps=settings.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
     )
+
+
+def _check_size(height: int, width: int, model: Model) -> None:
+    """Say it before minutes pass, where a picture is far larger than what the model was trained on."""
+    times = height * width / (model.size[0] * model.size[1])
+    if times > LARGE:
+        side = (model.size[0] * model.size[1] / (height * width)) ** 0.5
+        fit = [max(8, round(one * side / 8) * 8) for one in (height, width)]
+        warnings.warn(
+            f"the picture is {width}x{height}, {times:.0f} times the pixels that the model was trained on, so "
+            f"every step takes as many times as long, or more; height={fit[0]}, width={fit[1]} would fit it",
+            stacklevel=7,
+        )
 
 
 def _generators(settings: Settings, generator: Generators) -> tuple[Generators, list[int] | None]:

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdkit.door import ask
-from sdkit.inputs.paths import picture_paths
-from sdkit.pictures import save_png
+from sdkit.inputs.paths import PICTURES, picture_paths
+from sdkit.pictures import save_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +35,14 @@ class Result:
         return f"<Result of {self.settings['prompt']!r}, seed {self.seeds}: {size}>"
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the pictures as PNG with their settings inside: out.png, or out-1.png, out-2.png, ... for several."""
-        paths = picture_paths(path, len(self.images))
+        """Write the pictures with their settings inside: out.png, or out-1.png, out-2.png, ... for several.
+
+        Args:
+            path: its ending says the format: .png, .webp (as exact), or .jpg, which keeps the pixels only nearly.
+        """
+        paths = picture_paths(path, len(self.images), PICTURES)
         for index, (picture, place) in enumerate(zip(self.images, paths, strict=True)):
-            save_png(picture, place, {**self.settings, "index": self.first + index})
+            save_picture(picture, place, {**self.settings, "index": self.first + index})
         return paths
 
     def _repr_html_(self) -> str:

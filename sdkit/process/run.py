@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -13,24 +13,25 @@ from torch import Tensor
 from sdkit.events import INNER, Edit, Event, Hook, Stage, name_of, show, stages_of
 from sdkit.inputs.arguments import Settings
 from sdkit.model import schedulers
+from sdkit.model.condition import Condition
 from sdkit.model.extras import extras_of
-from sdkit.model.model import Condition, Model
+from sdkit.model.model import Model
 from sdkit.model.schedulers import Visit
-from sdkit.model.tokens import Word, find, places_of, read_tokens, words_of
 from sdkit.noise import NoiseLevel
+from sdkit.process.asked import Asked
 from sdkit.process.materials import Embeds, Generators, History, Pictures
 from sdkit.unet.scope import Scope
 
 T = TypeVar("T")
 _SHOWN = {  # the stages of each process, before what this model and these pictures leave out
     "reverse": frozenset(Stage),
-    "inversion": frozenset(Stage) - {Stage.MASK, Stage.GUIDED, Stage.IMAGE},
+    "inversion": frozenset(Stage) - {Stage.MASK, Stage.CONTEXT, Stage.GUIDED, Stage.IMAGE},
     "forward": frozenset({Stage.PIXELS, Stage.POSTERIOR, Stage.NOISE, Stage.LATENT, Stage.IMAGE}),
 }
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Asked):
     """One run of a process: the reverse one, the forward one, or an inversion.
 
     Raises:
@@ -50,6 +51,7 @@ class Run:
     latents: Tensor | None = None  # (B, C, h, w) start noise of unit variance, drawn from the generators if None
     pictures: Pictures = field(default_factory=Pictures)  # that it was given
     embeds: Embeds = field(default_factory=Embeds)  # that it was given instead of words
+    attention: dict[str, Any] | None = None  # diffusers' cross_attention_kwargs
     history: History | None = None  # of a branch
     # Written down as it goes, for hooks and traces to read.
     levels: dict[int, NoiseLevel] = field(default_factory=dict, init=False)  # how noisy x is, by step
@@ -57,7 +59,11 @@ class Run:
     tokens: dict[str, Tensor] = field(default_factory=dict, init=False)  # ids (2B, L) for each text encoder
     stepped: dict[int, Tensor] = field(default_factory=dict, init=False)  # by step, where an x0 was edited: the
     # prediction that the edited x0 stands for, which the scheduler was given
+    step: int | None = field(default=None, init=False)  # the one that it is at
+    condition: Condition | None = field(default=None, init=False)  # what that step goes by
     stopped: bool = field(default=False, init=False)  # a hook has called `stop`
+    target: tuple[int, Tensor] | None = field(default=None, init=False)  # where a hook has sent it by `go_to`
+    left_alone: bool = field(default=False, init=False)  # a hook has called `leave_scheduler`
     scope: Scope = field(init=False, repr=False)  # the inside of the U-Net for its hooks
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _finite: list[tuple[str, list[Edit], Tensor]] = field(default_factory=list, init=False)
@@ -73,11 +79,6 @@ class Run:
                 )
         inner = self.hooks if self.stages & INNER else ()
         object.__setattr__(self, "scope", Scope(self.model.unet, inner, self))
-
-    @property
-    def guided(self) -> bool:
-        """Whether the U-Net predicts with and without the words."""
-        return self.guidance_scale > 1 and not self.model.takes_guidance
 
     @property
     def stages(self) -> frozenset[Stage]:
@@ -116,6 +117,8 @@ class Run:
         """Write down who replaced a value, and whether all of it is finite."""
         edited_by, value = self.record["edited_by"], event.value
         edited_by.extend(name for name in {edit.hook: None for edit in event.edits} if name not in edited_by)
+        if event.stage is Stage.CONTEXT and not event.edits:
+            return  # it was TEXT or POOLED before
         if isinstance(value, Tensor) and value.is_floating_point():  # asked at the end, so that no GPU is waited for
             self._finite.append((str(event), event.edits, value.detach().isfinite().all()))
 
@@ -123,11 +126,30 @@ class Run:
         """Write down how noisy the sample of a step is that is about to begin."""
         alpha, sigma = schedulers.alpha_sigma(self.scheduler, visit)
         self.levels[step] = NoiseLevel(visit.t, float(alpha), float(sigma))
+        self.write(step=step, left_alone=False)
+        if "visited" in self.record:  # a hook has sent it to another step
+            self.record["visited"].append(step)
 
-    def predict(self, x: Tensor, step: int, condition: Condition) -> Tensor:
-        """What the U-Net predicts for x (B, C, h, w) at a step, (2B, C, h, w), its inside shown to the hooks."""
+    @property
+    def empty_is_zeros(self) -> bool:
+        """Whether zeros stand for the negative prompt: none was given, and the pipeline has it so."""
+        config = self.model.pipeline.config
+        return self.settings.negative_prompt is None and bool(config.get("force_zeros_for_empty_prompt", False))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The picture of clean latents; an asymmetric autoencoder sees what is to be kept of the picture around it
+        (Zhu et al. 2023, arXiv:2306.04632), where diffusers' pipeline has it so."""
+        pixels, mask = self.pictures.pixels, self.pictures.mask
+        kept = {}
+        if mask is not None and pixels is not None and self.model.sees_around:
+            kept = {"image": pixels.to(x.device, x.dtype), "mask": mask.to(x.device, x.dtype)}
+        return self.model.decode(x, **kept)
+
+    def call_unet(self, x: Tensor, step: int, condition: Condition) -> Tensor:
+        """What the U-Net predicts for x (B, C, h, w), scaled as it takes it, (2B, C, h, w), its inside shown to the
+        hooks."""
         visit = self.visits[step]
-        with self.scope.at(step, visit.t):
+        with self.scope.at(step, visit.t), torch.no_grad():
             return self.model.predict(x, visit.tensor, condition, (step, len(self.visits)), self.scope.unet)
 
     def check_finite(self) -> None:
@@ -144,48 +166,15 @@ class Run:
         if edits:
             names = ", ".join(repr(edit.hook) for edit in edits)
             raise ValueError(f"{where}: this is the first value that holds NaN or infinity; it was edited by {names}")
+        advice = f"the model's values are not finite in {self.model.dtype}; load the model in bfloat16 or float32"
+        if self.model.dtype == torch.float32:
+            advice = (
+                f"the weights are damaged, or {type(self.scheduler).__name__} cannot take these steps, as where a "
+                "noise schedule ends without any signal and the model predicts the noise; try another scheduler"
+            )
         raise FloatingPointError(
-            f"{where}: this is the first value that holds NaN or infinity, and no hook has edited it: the model's "
-            f"values are not finite in {self.model.dtype}; load the model in bfloat16 or float32"
+            f"{where}: this is the first value that holds NaN or infinity, and no hook has edited it: {advice}"
         )
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # What hooks ask it
-
-    def stop(self) -> None:
-        """End the run with the x0 of this step, when its DENOISED has been shown."""
-        object.__setattr__(self, "stopped", True)
-
-    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What a hook keeps between two events: made at the first call, and gone with the run."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        value: T = self._kept[key]
-        return value
-
-    @property
-    def token_ids(self) -> Tensor | None:
-        """The token ids (2B, L) for the first text encoder; of one half where embeddings stand for the other."""
-        return next(iter(self.tokens.values()), None)
-
-    @property
-    def words(self) -> tuple[list[list[Word]], list[list[Word]]]:
-        """The words of the negative prompts and of the prompts, for each picture; none where embeddings were given."""
-        pictures, ids, tokenizer = self.shape[0], self.token_ids, self.model.tokenizer
-        rows = [] if ids is None else [words_of(row, tokenizer) for row in read_tokens(ids, tokenizer)]
-        negative = self.embeds.negative_prompt_embeds is None and self.guided
-        first = rows[:pictures] if negative else [[] for _ in range(pictures)]
-        return first, rows[-pictures:] if self.embeds.prompt_embeds is None else [[] for _ in range(pictures)]
-
-    def places(self, word: str) -> list[list[int]]:
-        """Where a word stands in the prompt of each picture: rows of the text embeddings, columns of attention.
-
-        Raises:
-            ValueError: it is in none of the prompts.
-        """
-        _, prompts = self.words
-        find([one for words in prompts for one in words], word)
-        return [places_of(words, word) for words in prompts]
 
 
 def begin(run: Run, process: Generator[Event, None, T]) -> Generator[Event, None, T]:

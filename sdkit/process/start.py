@@ -59,9 +59,13 @@ def start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
     if mask is None:
         return x, None
     masked = None
-    if model.paints:
+    if run.pictures.masked is not None:
+        masked = repeat(run.pictures.masked, run.shape[0] // _pictures(run)).to(model.device, model.dtype)
+    elif model.paints:
         masked = yield from _encode(run, pixels * (mask < 0.5), layer="masked")
-    elif pixels.shape[1] == 3:  # diffusers encodes it for such a U-Net too, for nothing but what that draws
+    elif (
+        pixels.shape[1] == 3 and model.samples
+    ):  # diffusers encodes it for such a U-Net too, for nothing but what that draws
         shape = (_pictures(run), 2 * run.shape[1], *run.shape[2:])
         _sample(run, torch.zeros(shape, device=model.device, dtype=model.encodes_in))
     small = torch.nn.functional.interpolate(mask, size=run.shape[2:])  # nearest
@@ -115,6 +119,8 @@ def _sample(run: Run, posterior: Tensor) -> Tensor:
     generator = run.generator
     if isinstance(generator, list):
         generator = generator[:: run.shape[0] // len(posterior)]
+    if not run.model.samples:
+        return posterior.chunk(2, dim=1)[0]
     latents: Tensor = DiagonalGaussianDistribution(posterior).sample(generator)
     return latents
 

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from sdkit.events import Stage
 from sdkit.files import whole_file
-from sdkit.inputs.checks import pick
+from sdkit.inputs.checks import pick, typed
 from sdkit.inputs.paths import film_path
 from sdkit.measure import ColourMap
 from sdkit.show.view import by_step, check_picture, colours, guided, noise_share, standard
@@ -22,9 +22,11 @@ from sdkit.trace.trace import Trace
 
 SHOWN = (Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED, Stage.IMAGE)
 BAR = 40  # pixels of the caption
+FPS = (0.01, 1000.0)  # what films can hold
 HOLD = 1.5  # seconds that the last frame stays
 
 
+@typed(fps=FPS, side=(1, 8192))
 def animate(
     trace: Trace,
     path: str | Path,
@@ -53,6 +55,7 @@ def animate(
     return save_film(frames(trace, stage, picture=picture, side=side, dark=dark), path, fps, hold=HOLD)
 
 
+@typed(side=(1, 8192))
 def frames(
     trace: Trace, stage: Stage | str = Stage.DENOISED, *, picture: int = 0, side: int = 384, dark: bool = True
 ) -> list[Image.Image]:
@@ -105,6 +108,7 @@ def _frame(pixels: Tensor, size: tuple[int, int], left: str, right: str, done: f
     return frame
 
 
+@typed(fps=FPS, hold=(0, 60))
 def save_film(frames: Sequence[Image.Image], path: str | Path, fps: float, *, hold: float = 0.0) -> Path:
     """Write pictures of one size as a film, by the file's ending: .gif or .webp, which repeat, or .mp4 (extra "plots").
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sdkit.events import Stage
 from sdkit.files import whole_file
+from sdkit.inputs.checks import typed
 from sdkit.inputs.paths import report_path
 from sdkit.measure import ColourMap
 from sdkit.show.report_values import distances, run_values
@@ -26,6 +27,7 @@ from sdkit.trace.trace import Trace
 POINTS = 32  # along the longer side of the latents, at most; of larger ones every second or fourth point is kept
 
 
+@typed()
 def write_report(
     trace: Trace, path: str | Path, *, maps: Heat | None = None, other: Trace | None = None, picture: int = 0
 ) -> Path:
@@ -53,16 +55,22 @@ def page(trace: Trace, *, maps: Heat | None = None, other: Trace | None = None, 
     points = POINTS if other is None else POINTS // 2
     paint = colours(*runs)  # one map for both, so that what is the same looks the same
     values = [run_values(one, maps if one is trace else None, paint, picture, points) for one in runs]
-    data = {"runs": values, "apart": distances(trace, other, values, picture) if other is not None else []}
+    data: dict[str, Any] = {"runs": values, "apart": []}
+    if other is not None:
+        data["apart"] = distances(trace, other, values, picture)
     title = " / ".join(dict.fromkeys(filter(None, (prompt_of(one, picture) for one in runs)))) or "A run"
     template = resources.files("sdkit.show").joinpath("report.html").read_text(encoding="utf-8")
     scripts = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)  # the page's own, and no other, may run
+    try:
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    except ValueError:
+        raise ValueError("the trace holds numbers that are not finite, or too large to be drawn") from None
     parts = {
         "scripts": " ".join(f"'sha256-{b64encode(sha256(one.encode()).digest()).decode()}'" for one in scripts),
         "title": html.escape(title),
         "hero": "".join(_hero(run, "AB"[i] if other else "") for i, run in enumerate(values)),
         "film": "".join(_film(one, paint, picture, "AB"[i] if other else "") for i, one in enumerate(runs)),
-        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "data": text,
     }
     for name, part in parts.items():
         template = template.replace(f"<!--sdkit:{name}-->", part)

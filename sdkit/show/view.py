@@ -4,7 +4,7 @@ reads a trace and needs no model."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from sdkit.trace.trace import Trace
 RIDGE = 1e-3  # share of the samples that pulls the colour map to zero where the latents do not vary
 
 
+@runtime_checkable
 class Heat(Protocol):
-    """What `AttentionMaps` offers to drawing."""
+    """AttentionMaps, or what offers as much to drawing."""
 
     @property
     def words(self) -> list[str]: ...  # of the prompt, in order
@@ -43,10 +44,24 @@ def colours(*traces: Trace) -> ColourMap:
     latents = [{record.step: record for record in trace[Stage.LATENT] or trace[Stage.DENOISED]} for trace in traces]
     if not all(latents):
         raise ValueError("the trace holds no latents to draw; record the stages 'latent', 'denoised' and 'image'")
+    for trace in traces:
+        check_finite(trace)
     pairs = [pair for trace, known in zip(traces, latents, strict=True) if (pair := _cleanest(trace, known))]
     if not pairs:
         return false_colours([record.value.float() for known in latents for record in list(known.values())[-4:]])
     return fit_colours([z for z, _ in pairs], [picture for _, picture in pairs], RIDGE)
+
+
+def check_finite(trace: Trace) -> None:
+    """Say where the latents of a trace are not all numbers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    drawn = (Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED)
+    for record in trace:
+        if record.stage in drawn and not bool(record.value.isfinite().all()):
+            raise ValueError(f"the trace holds NaN or infinity, first in {record!r}; there is nothing to draw")
 
 
 def _cleanest(trace: Trace, latents: dict[int | None, Record]) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""A recorded run again: from the settings in its PNG, or from one of the steps in its trace on."""
+"""A recorded run again: from the settings in its file, or from one of the steps in its trace on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from sdkit.events import Hook, Stage, checked, run
+from sdkit.files import settings_text
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.record import check_record
 from sdkit.model import schedulers
 from sdkit.model.loading import TINY, load
-from sdkit.pictures import settings_text
+from sdkit.pictures import same_pixels
 from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
 from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
@@ -25,14 +26,21 @@ from sdkit.tasks.generate import result_of
 from sdkit.trace.record import value_of
 from sdkit.trace.trace import Trace
 
-NOT_HELD = ("latents", *EMBEDS, "ip_adapter_image_embeds")  # tensors that a record mentions and does not hold
+NOT_HELD = (
+    "latents",
+    *EMBEDS,
+    "ip_adapter_image_embeds",
+    "masked_image_latents",
+    "cross_attention_kwargs",
+)  # tensors that a record mentions and does not hold
+_ACTED = {"stopped_after", "visited", "given"}  # what hooks asked of the run, beside edits
 GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures of which a record holds the hash
 NEEDED = ("prompt", "seed", "model", "scheduler", "versions", "index")  # in a PNG that is to be made again
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  # that a branch may make
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings that a PNG of sdkit carries.
+    """The settings that a picture of sdkit carries, which is a PNG, a JPEG or a WebP.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -43,8 +51,6 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def _settings_in(path: str | Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     text = settings_text(path)
-    if text is None:
-        raise ValueError(f"{path} carries no settings of sdkit; expected a PNG that sdkit saved")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,20 +69,22 @@ def rerun(
     trust_model: bool = False,
     hooks: Iterable[Hook] = (),
 ) -> Result:
-    """The picture of a PNG that sdkit saved, generated again: the same bytes where the surroundings are the same.
+    """A picture that sdkit saved, generated again: the same pixels where the surroundings are the same.
 
-    Where they are not (another version, device, precision or other weights) a warning says what differs.
+    Where they are not (another version, device, precision or other weights) a warning says what differs, and another
+    where the file holds other pixels than it should. Of a JPEG they are compared as JPEG keeps them.
 
     Args:
-        path: the PNG. Of several pictures that were made together, all are made again, and this one is returned.
-        image, mask_image, control_image, ip_adapter_image: the pictures that it was made from, which a PNG does not
+        path: the PNG, JPEG or WebP. Of several pictures that were made together, all are made again, and this one is
+            returned.
+        image, mask_image, control_image, ip_adapter_image: the pictures that it was made from, which a file does not
             carry.
         model: what `load` takes; by default the embedded model, if it made the picture.
-        trust_model: load whatever model the settings name instead. Whoever made the PNG has chosen that name.
-        hooks: those that edited the run, which a PNG does not carry either.
+        trust_model: load whatever model the settings name instead. Whoever made the file has chosen that name.
+        hooks: those that edited the run, which a file does not carry either.
 
     Raises:
-        ValueError: the PNG carries no settings, or its run started from something that settings cannot hold.
+        ValueError: the file carries no settings, or its run started from something that settings cannot hold.
     """
     record, hooks = _settings_in(path, NEEDED), checked(hooks)
     if missing := [name for name in NOT_HELD if record.get(name)] + ["a generator"] * (record["seed"] is None):
@@ -86,7 +94,7 @@ def rerun(
         if (record.get(name) is None) != (picture is None):
             advice = f"give that picture as {name}" if picture is None else f"leave {name} out"
             raise ValueError(f"{path} was made {'without' if picture is not None else 'from'} {name}; {advice}")
-    edited_by = [*record.get("edited_by", []), *["stop_after"] * ("stopped_after" in record)]
+    edited_by = [*record.get("edited_by", []), *_ACTED & record.keys()]
     if edited_by and not hooks:
         names = ", ".join(edited_by)
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
@@ -101,6 +109,12 @@ def rerun(
     if differs:
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
     same = not differs and result.settings["edited_by"] == record.get("edited_by")
+    if same and not same_pixels(path, result.images[index]):
+        warnings.warn(
+            f"the pixels in {path} are not those that its settings make here: it was changed after it was made, or "
+            "another processor made it",
+            stacklevel=2,
+        )
     settings_now = record if same else result.settings  # what is saved says what made it
     return Result([result.images[index]], result.latents[index : index + 1], result.seeds, settings_now, first=index)
 
@@ -142,6 +156,8 @@ def branch(
         pick("change of a branch", name, CHANGES)
     if process := record.get("process"):
         raise ValueError(f"this trace cannot be branched: it shows the {process} process; branch a run from noise")
+    if "visited" in record:
+        raise ValueError("this trace cannot be branched: a hook has sent its run to other steps; branch one without")
     if not record or record["seed"] is None:
         raise ValueError("this trace cannot be branched: its run had no seed; record a run that was given one")
     if any(record.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")):

@@ -3,6 +3,7 @@ diffusion exists (Rombach et al. 2022, arXiv:2112.10752)."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdkit.inputs.checks import typed
 from sdkit.model.loading import load
 from sdkit.model.model import Model
 
@@ -89,6 +91,7 @@ class Cost:
         return "\n".join(lines)
 
 
+@typed(height=(8, 16384), width=(8, 16384), measure_up_to=(0, math.inf))
 def cost(
     model: Any = None, *, height: int | None = None, width: int | None = None, measure_up_to: float = 1e11
 ) -> Cost:
@@ -104,6 +107,9 @@ def cost(
             estimated from them, as for the embedded model, where it takes about ten seconds on a CPU.
     """
     model = load(model)
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and side % 8:
+            raise ValueError(f"{name} {side} is not a multiple of 8; try {round(side / 8) * 8}")
     high, wide = height or model.size[0], width or model.size[1]
     rows = 2 if model.guidance_scale > 1 else 1  # guidance asks twice, in one call
     small = model.latent_shape(rows, high, wide)  # (2B, C, h, w)

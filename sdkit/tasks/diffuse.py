@@ -10,7 +10,7 @@ import torch
 
 from sdkit.events import Hook, checked, run
 from sdkit.inputs.arguments import Settings
-from sdkit.inputs.checks import pick
+from sdkit.inputs.checks import pick, told, typed
 from sdkit.inputs.seeds import seed_each
 from sdkit.model import schedulers
 from sdkit.model.loading import load
@@ -25,6 +25,7 @@ from sdkit.trace.trace import Trace
 SPACES = ("latent", "pixel")
 
 
+@typed(timesteps=None)
 def diffuse(
     picture: Any,
     timesteps: int | Sequence[int] = 8,
@@ -96,9 +97,13 @@ def _timesteps(timesteps: int | Sequence[int], known: int) -> list[int]:
         if not 1 <= timesteps <= known:
             raise ValueError(f"timesteps must be a number from 1 to {known} or a list of timesteps, but is {timesteps}")
         return [round(t) for t in torch.linspace(0 if timesteps > 1 else known - 1, known - 1, timesteps).tolist()]
-    every = list(timesteps) if isinstance(timesteps, Sequence) and all(type(t) is int for t in timesteps) else []
+    every = (
+        list(timesteps)
+        if isinstance(timesteps, list | tuple | range) and all(type(t) is int for t in timesteps)
+        else []
+    )
     if not every or any(after <= before for before, after in pairwise([-1, *every, known])):
         raise ValueError(
-            f"timesteps must be a number, or rising timesteps from 0 to {known - 1}, but are {timesteps!r}"
+            f"timesteps must be a number, or rising timesteps from 0 to {known - 1}, but are {told(timesteps)}"
         )
     return every

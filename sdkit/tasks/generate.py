@@ -88,9 +88,14 @@ def _from_picture(request: ImageToImage | Stages) -> Run:
     return _prepared(
         request,
         request.prompt,
-        {"strength": strength, "denoising_start": request.denoising_start},
+        {
+            "strength": strength,
+            "denoising_start": request.denoising_start,
+            "padding_mask_crop": request.padding_mask_crop,
+        },
         image=request.image,
         mask_image=request.mask_image,
+        masked_image_latents=request.masked_image_latents,
     )
 
 
@@ -109,6 +114,7 @@ def _prepared(request: Options, prompt: Any, start: dict[str, Any] | None = None
         hooks=request.hooks,
         generator=request.generator,
         embeds=embeds,
+        cross_attention_kwargs=request.cross_attention_kwargs,
         latents=request.latents,
         pictures=pictures_for(
             model,
@@ -124,4 +130,6 @@ def _prepared(request: Options, prompt: Any, start: dict[str, Any] | None = None
 def result_of(one: Run) -> Generator[Event, None, Result]:
     """A prepared run of the reverse process, not yet begun."""
     latents, image = yield from begin(one, reverse(one))
-    return Result(to_pil(image), latents, one.record["seed"], one.record)
+    lay_back, pictures = one.pictures.lay_back, to_pil(image)
+    whole = pictures if lay_back is None else [lay_back(part) for part in pictures]
+    return Result(whole, latents, one.record["seed"], one.record)

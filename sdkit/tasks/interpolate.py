@@ -14,8 +14,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from sdkit.events import Hook
-from sdkit.inputs.checks import pick
+from sdkit.events import Hook, checked
+from sdkit.inputs.checks import pick, typed
+from sdkit.inputs.seeds import check_seed
 from sdkit.latents.autoencoder import Latents, check_latents, decode, encode
 from sdkit.model.loading import load
 from sdkit.model.model import Model
@@ -52,11 +53,13 @@ class Walk:
         longest, mean = max(self.steps), sum(self.steps) / len(self.steps)
         return longest / mean if mean else 1.0
 
+    @typed()
     def save(self, path: str | Path, *, fps: float = 8) -> Path:
         """Write the frames as a film, by the file's ending: .gif, .webp, or .mp4 (needs the extra "plots")."""
         return save_film(self.images, path, fps)
 
 
+@typed(frames=(2, 10_000), num_inference_steps=(1, 10_000))
 def interpolate(
     start: Any,
     end: Any,
@@ -100,17 +103,21 @@ def interpolate(
         TypeError: the two ends are not of one kind.
         ValueError: they differ in shape, or an argument is not what it should be.
     """
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 2:
-        raise ValueError(f"frames must be a whole number from 2 up, but is {frames!r}")
     kind, model = _kind(start, end, prompt), load(model)
-    how = pick("way to interpolate", how or ("spherical" if kind in ("seeds", "noise") else "linear"), list(LINES))
+    for one in [seed, *((start, end) if kind == "seeds" else ())]:
+        check_seed(one)
+    how = pick(
+        "way to interpolate",
+        ("spherical" if kind in ("seeds", "noise") else "linear") if how is None else how,
+        list(LINES),
+    )
     draw = partial(
         text_to_image,
         model=model,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler,
-        hooks=list(hooks),
+        hooks=checked(hooks),
     )
     at = _way(kind, (start, end), LINES[how], model, draw, prompt, seed)
     weights: list[float] = np.linspace(0, 1, frames).tolist()
@@ -182,7 +189,8 @@ def _kind_of(one: Any) -> str:
         return "prompts"
     if isinstance(one, int):
         return "seeds"
-    return "latents" if isinstance(one, Latents) or (isinstance(one, Tensor) and one.shape[-3] != 3) else "pictures"
+    picture = one.ndim > 2 and one.shape[-3] == 3 if isinstance(one, Tensor) else not isinstance(one, Latents)
+    return "pictures" if picture else "latents"
 
 
 def _even(known: dict[float, Frame], at: Callable[[float], Frame], frames: int) -> list[float]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from sdkit.events import Hook, checked, run
 from sdkit.inputs.arguments import Settings
+from sdkit.inputs.checks import told, typed
 from sdkit.model import schedulers
 from sdkit.model.loading import load
 from sdkit.process.inverse import inverse
@@ -16,6 +19,7 @@ from sdkit.process.run import begin
 from sdkit.trace.trace import Trace
 
 
+@typed(num_inference_steps=(1, 1000), refinements=(0, 1000), height=(8, 16384), width=(8, 16384))
 def invert(
     image: Any,
     prompt: str | Sequence[str] = "",
@@ -52,8 +56,8 @@ def invert(
     Raises:
         ValueError: the model's DDIM clips what the model predicts, so that its steps cannot be undone.
     """
-    if isinstance(refinements, bool) or not isinstance(refinements, int) or refinements < 0:
-        raise ValueError(f"refinements must be a whole number from 0 up, but is {refinements!r}")
+    if image is None or (isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != 3):
+        raise TypeError(f"image must be a picture, such as sdkit.decode makes of latents, but is {told(image)}")
     settings = Settings(
         prompt, num_inference_steps=num_inference_steps, guidance_scale=1.0, height=height, width=width, seed=0
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdkit.inputs.checks import typed
 from sdkit.model.loading import load
 from sdkit.model.tokens import Token, Word, find, read_tokens, words_of
 
@@ -24,6 +25,7 @@ class Reading:
         words = " ".join(word.text for word in self.words)
         return f"<Reading of {words!r}: hidden states {tuple(self.hidden.shape)}>"
 
+    @typed()
     def of(self, word: str) -> Tensor:
         """The hidden states of a word, the mean over its tokens, (layers + 1, D).
 
@@ -32,11 +34,15 @@ class Reading:
         """
         return self.hidden[:, find(self.words, word)].mean(1)
 
+    @typed()
     def likeness(self, word: str, layer: int = -1) -> Tensor:
         """The cosine of each position with a word, (L,): how far the others, padding too, have come to mean it."""
+        if not -len(self.hidden) <= layer < len(self.hidden):
+            raise ValueError(f"layer must be 0 to {len(self.hidden) - 1}, or count from the last, but is {layer}")
         return torch.cosine_similarity(self.hidden[layer], self.of(word)[layer], dim=-1)
 
 
+@typed()
 @torch.no_grad()
 def read_prompt(prompt: str, *, model: Any = None) -> Reading:
     """Read a prompt with a model's (first) text encoder, in as many windows as it takes.

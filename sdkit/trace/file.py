@@ -1,15 +1,23 @@
-"""A trace as one safetensors file: tensors, and a JSON header in its metadata. docs/trace-format.md has the details."""
+"""A trace as one safetensors file: tensors, and a JSON header in its metadata. docs/trace-format.md has the details.
+
+It is longer than other files because whatever a stranger's file says is checked here, before anything reads it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +30,18 @@ from sdkit.trace.record import Record, value_of
 
 FORMAT = 1  # of the file; a reader refuses what is newer
 KEY = "sdkit_trace"  # of the file's metadata, which holds the header as JSON
+_TYPES = {  # by the names that safetensors has for them
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def save(path: str | Path, header: dict[str, Any], records: Sequence[Record], stepped: Mapping[int, Any]) -> Path:
@@ -75,19 +95,107 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[Record], dict[int, Any]
     if not path.is_file():
         raise FileNotFoundError(f"there is no trace {str(path)!r}")
     try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+        file = _Tensors(path)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is cut short or no safetensors file; save the trace again") from error
-    text = (file.metadata() or {}).get(KEY)  # type: ignore[no-untyped-call]
-    if not text:
+    if not file.metadata.get(KEY):
         raise ValueError(f"{str(path)!r} holds tensors but no trace; expected a file that Trace.save wrote")
     try:
-        return _parsed(_checked(json.loads(text), file, str(path)), file)
+        return _parsed(_checked(json.loads(file.metadata[KEY]), file, str(path)), file)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}; save the trace again") from error
 
 
-def _parsed(header: dict[str, Any], file: Any) -> tuple[dict[str, Any], list[Record], dict[int, Any]]:
+_LATENTS = (Stage.LATENT, Stage.GUIDED, Stage.DENOISED)  # of one shape in a run
+_DIMENSIONS = {
+    **dict.fromkeys((Stage.TOKENS, Stage.POOLED), 2),
+    Stage.TEXT: 3,
+    **dict.fromkeys((*_LATENTS, Stage.NOISE, Stage.PIXELS, Stage.POSTERIOR, Stage.MASK, Stage.IMAGE), 4),
+}
+
+
+class _Tensors:
+    """The tensors of a safetensors file, read when they are asked for: not mapped into memory, where a file that is cut
+    short later ends the process.
+
+    Raises:
+        ValueError: the file is not as the format has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        finalize(self, self._file.close)
+        self._lock = threading.Lock()
+        self._in_use: WeakValueDictionary[str, Tensor] = WeakValueDictionary()  # read once for as long as it is held
+        self._as_opened = self._state()
+        length, size = int.from_bytes(self._bytes(0, 8), "little"), self._as_opened[0]
+        if not 2 <= length <= size - 8:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(self._bytes(8, length))
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not all(isinstance(text, str) for text in self.metadata.values()):
+            raise ValueError("its metadata are no texts")
+        self._entries: dict[str, tuple[torch.dtype, list[int], int]] = {}
+        for name, entry in header.items():
+            kind, shape, (begin, end) = _TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            if not all(_whole(one) and one >= 0 for one in (*shape, begin, end)) or len(shape) > 8:
+                raise ValueError(f"{name!r} has no shape or no place")
+            if end - begin != math.prod(shape) * kind.itemsize or math.prod(max(1, n) for n in shape) >= 2**60:
+                raise ValueError(f"{name!r} has another size than its shape")
+            if 8 + length + end > size:
+                raise ValueError(f"{name!r} lies beyond the end")
+            self._entries[name] = kind, shape, 8 + length + begin
+
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def shape(self, name: str) -> list[int]:
+        return self._entries[name][1]
+
+    def floats(self, name: str) -> bool:
+        return self._entries[name][0].is_floating_point
+
+    def get_tensor(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            ValueError: the file has been changed since it was opened.
+        """
+        kind, shape, begin = self._entries[name]
+        values = self._in_use.get(name)
+        if values is None:
+            memory = torch.empty(math.prod(shape) * kind.itemsize, dtype=torch.uint8)  # aligned, whatever the place
+            whole = self._fill(memory.numpy().data, begin)
+            if not whole or self._state() != self._as_opened:
+                raise ValueError(f"{str(self.path)!r} was cut short or changed after it had been opened; open it again")
+            values = self._in_use[name] = memory.view(kind).reshape(shape)
+        return values
+
+    def _bytes(self, begin: int, length: int) -> bytearray:
+        into = bytearray(min(length, self._as_opened[0]))
+        if not self._fill(memoryview(into), begin) or len(into) < length:
+            raise ValueError("it ends too early")
+        return into
+
+    def _fill(self, into: memoryview, begin: int) -> bool:
+        """Read from a place; False if the file ends before."""
+        done = 0
+        with self._lock:
+            self._file.seek(begin)
+            while done < len(into):
+                count = self._file.readinto(into[done:])
+                if not count:
+                    return False
+                done += count
+        return True
+
+    def _state(self) -> tuple[int, int]:
+        now = os.fstat(self._file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+
+def _parsed(header: dict[str, Any], file: _Tensors) -> tuple[dict[str, Any], list[Record], dict[int, Any]]:
     last = set(header.get("channels_last", []))
 
     def source(name: str) -> Any:
@@ -109,7 +217,7 @@ def _parsed(header: dict[str, Any], file: Any) -> tuple[dict[str, Any], list[Rec
     return header, records, {int(step): source(name) for step, name in header["stepped"].items()}
 
 
-def _checked(header: Any, file: Any, source: str) -> dict[str, Any]:
+def _checked(header: Any, file: _Tensors, source: str) -> dict[str, Any]:
     """The header, if everything in it is what it should be."""
 
     def must(holds: bool, what: str) -> None:
@@ -119,7 +227,7 @@ def _checked(header: Any, file: Any, source: str) -> dict[str, Any]:
     must(isinstance(header, dict) and _whole(header.get("format")), "the number of its format")
     if header["format"] > FORMAT:
         raise ValueError(f"it has format {header['format']}, newer than the {FORMAT} known here; update sdkit")
-    tensors, stages = set(file.keys()), {stage.value for stage in Stage}
+    tensors, stages = file.names(), {stage.value for stage in Stage}
     must(isinstance(header.get("settings"), dict), "settings")
     if header["settings"]:
         check_record(header["settings"], source)
@@ -146,7 +254,29 @@ def _checked(header: Any, file: Any, source: str) -> dict[str, Any]:
     must(isinstance(stepped, dict) and all(k.isdecimal() and v in tensors for k, v in stepped.items()), "predictions")
     last = header.get("channels_last", [])
     must(isinstance(last, list) and all(isinstance(name, str) for name in last), "names of tensors")
+    must(all(len(file.shape(name)) == 4 for name in last if name in tensors), "channels last of four dimensions")
+    must(_fit_together(header["records"], stepped.values(), file), "tensors of the shapes that their stages have")
     return dict(header)
+
+
+def _fit_together(entries: Sequence[Mapping[str, Any]], stepped: Iterable[str], file: _Tensors) -> bool:
+    """Whether the tensors have the shapes that the stages of one run have: all that reads them goes by that."""
+    shapes: dict[Stage, set[tuple[int, ...]]] = {stage: set() for stage in Stage}
+    for entry in entries:
+        stage, shape = Stage(entry["stage"]), tuple(file.shape(entry["tensor"]))
+        if stage in _DIMENSIONS and (len(shape) != _DIMENSIONS[stage] or 0 in shape):
+            return False
+        if stage in (*_LATENTS, Stage.NOISE, Stage.IMAGE) and not file.floats(entry["tensor"]):
+            return False
+        shapes[stage].add(shape)
+    latents = {tuple(file.shape(name)) for name in stepped}.union(*(shapes[stage] for stage in _LATENTS))
+    maps, pictures = {shape[1:] for shape in latents | shapes[Stage.NOISE]}, shapes[Stage.IMAGE]
+    if max(len(latents), len(maps), len(pictures)) > 1:
+        return False
+    for (rows, _, h, w), (count, channels, height, width) in product(latents, pictures):
+        if (count, channels) != (rows, 3) or height % h or (height // h * w) != width:
+            return False
+    return True
 
 
 def _whole(value: Any) -> bool:

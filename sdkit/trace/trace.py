@@ -1,8 +1,12 @@
 """The recording hook: a `Trace` keeps what every stage of a run showed, and can be saved, opened again without a model,
-compared, and gone on from at any of its steps."""
+compared, and gone on from at any of its steps.
+
+It is longer than other files because each way of asking a trace says in a sentence what it does not hold.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +20,7 @@ from torch import Tensor
 from sdkit.door import ask
 from sdkit.events import INNER, Edit, Event, Hook, Stage
 from sdkit.inputs.arguments import DTYPES
-from sdkit.inputs.checks import pick, size_in_bytes
+from sdkit.inputs.checks import instance, pick, size_in_bytes, typed
 from sdkit.model.tokens import Token, read_tokens
 from sdkit.noise import NoiseLevel
 from sdkit.pictures import to_pil
@@ -29,7 +33,8 @@ class Trace:
     """A hook that records one run.
 
     Args:
-        stages: which stages to keep; by default all but those inside the U-Net, which are large and cost time.
+        stages: which stages to keep; by default all but those inside the U-Net, which are large and cost time, and of
+            CONTEXT what hooks have changed.
         every: keep each n-th step, and all that belongs to no step.
         dtype: to keep floating-point values in, "float32", "float16" or "bfloat16"; as they come by default.
         budget: how much memory the values may take, as "512MB" or in bytes. When it is reached, `every` is doubled and
@@ -51,6 +56,7 @@ class Trace:
         torch.Size([1, 4, 16, 16])
     """
 
+    @typed(every=(1, math.inf))
     def __init__(
         self,
         stages: Iterable[Stage | str] | None = None,
@@ -59,13 +65,11 @@ class Trace:
         dtype: str | torch.dtype | None = None,
         budget: str | int = "1GB",
     ) -> None:
-        if isinstance(stages, str):
-            raise TypeError(f"stages is a list; put {str(stages)!r} in brackets")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number from 1 up, but is {every!r}")
         self.every = every
         self.stages = frozenset(_stage(one) for one in stages or ())  # none: all outside the U-Net
         self.dtype = getattr(torch, pick("dtype", dtype, DTYPES)) if isinstance(dtype, str) else dtype
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {self.dtype}")
         self.budget = size_in_bytes(budget)
         self.settings: dict[str, Any] = {}
         self.levels: dict[int, NoiseLevel] = {}
@@ -85,6 +89,7 @@ class Trace:
 
     def __call__(self, event: Event) -> None:
         """Record the event when everybody has left it."""
+        instance("event", event, Event)
         run = event.run
         if not self._begun:
             self._begun = True
@@ -97,13 +102,15 @@ class Trace:
 
     def record(self, event: Event) -> None:
         """Keep an event as it is now."""
+        instance("event", event, Event)
         run = event.run
         if run is not None:
             if event.stage is Stage.TOKENS and not self.tokens:
                 self.tokens = read_tokens(event.value, run.model.tokenizer)
             for step in run.stepped.keys() - self.stepped.keys():
                 self.stepped[step] = self._kept_as(run.stepped[step])
-        wanted = event.stage in self.stages if self.stages else event.stage not in INNER
+        said_again = event.stage is Stage.CONTEXT and not event.edits  # it is TEXT or POOLED, which are recorded
+        wanted = event.stage in self.stages if self.stages else event.stage not in INNER and not said_again
         if wanted and (event.step is None or event.step % self.every == 0):
             value = self._kept_as(event.value)
             self.records.append(Record(event.stage, event.step, event.t, event.edits, value, event.layer))
@@ -144,6 +151,7 @@ class Trace:
         wanted = _stage(stage)
         return [record for record in self.records if record.stage is wanted]
 
+    @typed()
     def at(self, step: int, layer: str | None = None) -> dict[Stage, Record]:
         """What one step showed, by stage; with `layer`, what one layer inside the U-Net did.
 
@@ -151,6 +159,9 @@ class Trace:
             ValueError: no such step was recorded.
         """
         shown = {record.stage: record for record in self.records if (record.step, record.layer) == (step, layer)}
+        if not shown and layer is not None and step in self.steps:
+            layers = ", ".join(dict.fromkeys(record.layer for record in self.records if record.layer))
+            raise ValueError(f"layer {layer!r} was not recorded at step {step}; there are {layers or 'none'}")
         if not shown:
             known = f"steps {', '.join(map(str, self.steps))}" if self.steps else "none"
             raise ValueError(f"step {step!r} was not recorded; there are {known}")
@@ -173,6 +184,8 @@ class Trace:
     @property
     def latents(self) -> Tensor:
         """The last latents (B, C, h, w): the clean ones of a run, and of an inversion the noise that it found."""
+        if not self[Stage.LATENT]:
+            raise ValueError("the trace holds no latents; record a run with the stage 'latent'")
         return self[Stage.LATENT][-1].value
 
     @property
@@ -206,6 +219,7 @@ class Trace:
         run = f"{words}, seed {self.settings.get('seed')}" if self.settings else "of no run"
         return f"<Trace {run}: {len(self.steps)} steps, {len(sizes)} values, {sum(sizes) / 1e6:.1f} MB>"
 
+    @typed()
     def compare(self, other: Trace) -> Comparison:
         """Where two runs part, stage by stage and step by step."""
         return compare(self.records, other.records)
@@ -213,6 +227,7 @@ class Trace:
     # -----------------------------------------------------------------------------------------------------------------
     # One file
 
+    @typed()
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file, whole or not at all: what was there before stays until then.
 
@@ -233,6 +248,7 @@ class Trace:
         return file.save(path, header, self.records, self.stepped)
 
     @classmethod
+    @typed()
     def load(cls, path: str | Path) -> Trace:
         """Open a saved trace. Needs no model, and reads each value only when it is asked for.
 
@@ -249,6 +265,7 @@ class Trace:
         trace.records, trace.stepped = records, stepped
         return trace
 
+    @typed()
     def branch(
         self, step: int, *, hooks: Iterable[Hook] = (), model: Any = None, trust_model: bool = False, **changes: Any
     ) -> Trace:
@@ -274,6 +291,7 @@ class Trace:
         child: Trace = ask("branch", self, step, hooks=hooks, model=model, trust_model=trust_model, changes=changes)
         return child
 
+    @typed()
     def report(self, path: str | Path, *, maps: Any = None, other: Trace | None = None, picture: int = 0) -> Path:
         """Write one HTML page that takes a reader through the run, whole in itself: it opens from disk, offline.
 

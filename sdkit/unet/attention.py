@@ -3,8 +3,8 @@ arXiv:1706.03762)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,18 @@ class Look(NamedTuple):
     key: Tensor  # (2B, L, heads * d)
     mask: Tensor | None = None  # broadcastable to (2B, heads, h*w, L), added before the softmax
     edited: Tensor | None = None  # (2B, heads, h*w, L) the probabilities as hooks left them, if any has seen them
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A hook that reads queries and keys of cross-attention and cannot edit, which costs less than an event would, and
+    is called after all others: `AttentionMaps` is one."""
+
+    def choose(self, layers: list[str], step: int | None, run: Any) -> Collection[str]:
+        """A call of the U-Net begins: which of the cross-attention layers to read."""
+
+    def read(self, look: Look) -> None:
+        """One of those layers, as it was computed."""
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:

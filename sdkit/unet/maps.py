@@ -6,6 +6,7 @@ It is longer than other files because what is kept can be asked for in six ways,
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sdkit.door import ask
 from sdkit.events import Event, Stage
-from sdkit.inputs.checks import size_in_bytes
+from sdkit.inputs.checks import instance, size_in_bytes, typed
 from sdkit.model.tokens import Word, find, places_of
 from sdkit.unet.attention import Look, grid, probabilities
 
@@ -52,6 +53,7 @@ class AttentionMaps:
 
     stages = frozenset({Stage.ATTENTION})
 
+    @typed()
     def __init__(
         self,
         words: Iterable[str | int] | None = None,
@@ -62,10 +64,9 @@ class AttentionMaps:
         each_step: bool = True,
         budget: str | int = "256MB",
     ) -> None:
-        if isinstance(words, str) or isinstance(layers, str):
-            alone = words if isinstance(words, str) else layers
-            raise TypeError(f"words and layers are lists; put {alone!r} in brackets")
         self.chosen = None if words is None else list(words)
+        if self.chosen == []:
+            raise ValueError("words is an empty list; give at least one, or None for all")
         self.layered = heads or layers is not False
         self.prefixes = ("",) if isinstance(layers, bool) else tuple(layers)
         self.heads, self.negative, self.each_step = heads, negative, each_step
@@ -93,6 +94,7 @@ class AttentionMaps:
 
     def __call__(self, event: Event) -> None:
         """Outside the U-Net it only sees to it that there is one run."""
+        instance("event", event, Event)
         if self._run is not None and self._run() is not event.run:
             raise ValueError("these attention maps already hold a run; record another run with another AttentionMaps")
         if event.run is not None:
@@ -128,6 +130,9 @@ class AttentionMaps:
             )
         prompts = [words for half in self._words[0 if self.negative else 1 :] for words in half]
         columns = {word for word in self.chosen or () if isinstance(word, int)}
+        length = run.seen[Stage.TEXT].shape[1] if Stage.TEXT in run.seen else math.inf
+        if missing := [place for place in columns if not 0 <= place < length]:
+            raise ValueError(f"words holds the place {missing[0]}, but those of this prompt go from 0 to {length - 1}")
         for word in self.chosen or ():
             if isinstance(word, str):
                 places = [place for words in prompts for place in places_of(words, word)]
@@ -224,6 +229,7 @@ class AttentionMaps:
         kept = list(self._done.values()) if step is None else [self._done[step]] if step in self._done else []
         return [*kept, self._now] if self._now and step in (None, self._step) else kept
 
+    @typed()
     def heat(
         self,
         word: str | int,
@@ -257,6 +263,7 @@ class AttentionMaps:
         low, high = heat.aminmax()
         return (heat - low) / (high - low) if high > low else torch.zeros_like(heat)
 
+    @typed()
     def share(
         self,
         word: str | int,
@@ -314,6 +321,9 @@ class AttentionMaps:
         if head is not None and not all(0 <= head < sums[0][group].shape[1] for group in groups):
             most = min(sums[0][group].shape[1] for group in groups)
             raise ValueError(f"head must be 0 to {most - 1} in these layers, but is {head}")
+        length = sums[0][groups[0]].shape[-1]
+        if isinstance(word, int) and self.chosen is None and not 0 <= word < length:
+            raise ValueError(f"word must be a word or a place from 0 to {length - 1}, but is {word}")
         columns = self._columns_of(word, self._words[0 if negative else 1][picture])
         row = picture + (pictures if self.negative and self._guided and not negative else 0)
         heads = slice(None) if head is None else slice(head, head + 1)

@@ -1,18 +1,26 @@
 import dataclasses
+import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import random_pipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 import sdkit
 from sdkit import read_settings
 from sdkit.cli import main
+from sdkit.cli.generate import GROUPS
 from sdkit.inputs.arguments import Settings
+from sdkit.pictures import save_picture
 from sdkit.tiny.drawing import draw
 
 
@@ -61,6 +69,34 @@ def test_a_folder_is_taken_as_model(sd1, tmp_path, capsys):
     assert Image.open(tmp_path / "a.png").size == (64, 64)
 
 
+def test_a_lora_and_a_textual_inversion_are_laid_over_the_model(tmp_path, capsys):
+    peft = pytest.importorskip("peft")
+    pipeline = random_pipeline(tmp_path)
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline.unet.add_adapter(
+        peft.LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], init_lora_weights=False), "style"
+    )
+    pipeline.save_lora_weights(tmp_path, peft.get_peft_model_state_dict(pipeline.unet, adapter_name="style"))
+    (tmp_path / "pytorch_lora_weights.safetensors").rename(lora := tmp_path / "style.safetensors")
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": vectors}, word := tmp_path / "toy.safetensors")
+    pipeline.set_adapters("style", 0.5)
+    pipeline.load_textual_inversion(vectors, token="toy")
+    expected = sdkit.text_to_image("a toy", model=pipeline, num_inference_steps=2, seed=1)
+    out, options = tmp_path / "a.png", ["--model", str(tmp_path / "model"), "--device", "cpu"]
+    over = ["--lora", f"{lora}:0.5", "--textual-inversion", str(word)]
+    assert (
+        main(["generate", "a toy", "--num-inference-steps", "2", "--seed", "1", "-o", str(out), *options, *over]) == 0
+    )
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected.image))
+    assert read_settings(out)["extras"] == expected.settings["extras"]
+    assert read_settings(out)["extras"]["adapters"] == {"unet": {"style": 0.5}}
+    assert main(["rerun", str(out), "-o", str(tmp_path / "b.png"), *options, *over]) == 0
+    assert "b.png  the same bytes as" in capsys.readouterr().out
+    assert main(["generate", "a toy", "-o", str(out), *options, "--lora", str(word)]) == 2
+    assert "toy.safetensors' is incomplete or damaged" in capsys.readouterr().err
+
+
 def test_words_that_are_left_out_are_said(tmp_path, capsys):
     prompt = "a red star " * 15
     assert main(["generate", prompt, "--num-inference-steps", "1", "-o", str(tmp_path / "a.png")]) == 0
@@ -70,9 +106,8 @@ def test_words_that_are_left_out_are_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "no-such-owner/no-such-model"], "could not be fetched from the hub; check the id"),
-        (["--device", "foo"], "device 'foo' is not to be had here; the best that is: 'cpu'"),
-        (["--image", __file__], "test_cli.py' is not a picture that can be read"),
+        (["--model", "no-such-owner/no-such-model"], "could not be fetched"),
+        (["--device", "mtia"], "device 'mtia' is not to be had here; the best that is: 'cpu'"),
     ],
 )
 def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, capsys):
@@ -83,54 +118,99 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "the following arguments are required: command"),
-        (["generate"], "the following arguments are required: prompt"),
-        (["generat", "a star"], "invalid choice: 'generat'"),
-        (["generate", "a star", "--steps", "5"], "unrecognized arguments: --steps"),
-        (["generate", "a star", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
-        (["generate", "a star", "--seed", "-1"], "seed must be at least 0, but is -1"),
-        (["generate", "a star", "--height", "100"], "height 100 is not a multiple of 8; try 96"),
-        (["generate", "a star", "--scheduler", "eulr"], "unknown scheduler 'eulr'; did you mean 'euler'?"),
-        (["generate", "a star", "--dtype", "half"], "unknown dtype 'half'"),
-        (["generate", "a star", "-o", "star.jpg"], "'star.jpg' must end in .png"),
-        (["generate", "a star", "-o", "no/where.png"], "the folder 'no' does not exist"),
-        (["generate", "a star", "--model", "./nowhere"], "there is no file or folder './nowhere'"),
-        (["generate", "a star", "-o", "a.png", "--contact-sheet", "a.png"], "would overwrite the picture 'a.png'"),
-        (["generate", "a star", "--strength", "0.5"], "--strength was given without --image"),
-        (["generate", "a star", "--image", "no.png"], "there is no picture 'no.png'"),
-        (["generate", "a star", "--num-inference-steps", "0"], "num_inference_steps must be at least 1"),
-        (["inspect", "no.png"], "there is no picture 'no.png'"),
-        (["inspect", __file__, "--timesteps", "0"], "timesteps must be at least 1"),
-        (["inspect", __file__, "-o", "page.jpg"], "'page.jpg' must end in .png"),
-        (["invert", "no.png"], "there is no picture 'no.png'"),
-        (["invert", __file__, "--trace", "a.pt"], "'a.pt' must end in .safetensors"),
-        (
-            ["invert", __file__, "a", "--edit", "b", "--keep", "50"],
-            "at least 1 and less than the 50 steps, but is 50",
-        ),
-        (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in .gif or .webp or .mp4"),
-        (["interpolate", "a", "b", "--prompt", "c"], "with --prompt the ends are seeds, whole numbers"),
-        (["interpolate", "a.png", "b.png", "--pictures"], "there is no picture 'a.png'"),
-        (["interpolate", "a", "b", "--model", "./nowhere"], "there is no file or folder './nowhere'"),
-    ],
-)
-def test_usage_errors_answer_in_a_sentence_without_importing_torch(arguments, words):
-    code = f"""
-import sys
-from pathlib import Path
+MISTAKES = [  # with the words that answer each
+    (["generate"], "the following arguments are required: prompt"),
+    (["generat", "a star"], "invalid choice: 'generat'"),
+    (["generate", "a star", "--steps", "5"], "unrecognized arguments: --steps"),
+    (["generate", "a star", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+    (["generate", "a star", "--seed", "-1"], "seed must be at least 0, but is -1"),
+    (["generate", "a star", "--height", "100"], "height 100 is not a multiple of 8; try 96"),
+    (["generate", "a star", "--scheduler", "eulr"], "unknown scheduler 'eulr'; did you mean 'euler'?"),
+    (["generate", "a star", "--dtype", "half"], "unknown dtype 'half'"),
+    (["generate", "a star", "-o", "star.gif"], "'star.gif' must end in .png or .jpg or .jpeg or .webp"),
+    (["generate", "a star", "-o", ""], "'' is a folder; give the name of a PNG in it"),
+    (["generate", "a star", "-o", "~nobody-here/a.png"], "Could not determine home directory"),
+    (["generate", "a \udce9 star"], "'a \\udce9 star' is no valid text"),
+    (["generate", "a star", "--device", "gpu"], "unknown device 'gpu'; expected cpu, cuda, mps or another"),
+    (["generate", "a star", "--image", __file__], "test_cli.py' is damaged, or no picture in PNG, JPEG, "),
+    (["generate", "a star", "--image", "a.png", "-o", "./a.png"], "'a.png' is a picture to be read; give the new one"),
+    (["generate", "a", "b", "--report", "b.html", "-o", "a.png", "--contact-sheet", "a-2.png"], "written twice"),
+    (["rerun", "plain.png"], "plain.png carries no settings of sdkit that can be read"),
+    (["rerun", "none.png"], "there is no picture 'none.png'"),
+    (["interpolate", "star.png", "a star"], "'star.png' names a picture, but the ends are prompts; give --pictures"),
+    (["interpolate", "a", "b", "--fps", "0"], "fps must be between 0.01 and 1000, but is 0"),
+    (["interpolate", "a", "b", "--fps", "nan"], "fps must be between 0.01 and 1000, but is nan"),
+    (["interpolate", "a", "b", "--frames", "1"], "frames must be at least 2, but is 1"),
+    (["interpolate", "a", "b", "--how", "liner"], "unknown way to interpolate 'liner'; did you mean 'linear'?"),
+    (
+        ["generate", "a star", "--lora", "a.safetensors:0.5"],
+        "there is no file 'a.safetensors' that ends in .safetensors",
+    ),
+    (["generate", "a star", "--lora", "plain.png"], "there is no file 'plain.png' that ends in .safetensors"),
+    (["generate", "a star", "--lora", "empty.safetensors"], "'empty.safetensors' goes with a model that --model names"),
+    (["generate", "a star", "-o", "/proc/self/a.png"], "nothing can be written to the folder '/proc/self'"),
+    (["generate", "a star", "-o", "no/where.png"], "the folder 'no' does not exist"),
+    (["generate", "a star", "--model", "./nowhere"], "there is no file or folder './nowhere'"),
+    (["generate", "a star", "-o", "a.png", "--contact-sheet", "a.png"], "'a.png' would be written twice; give each"),
+    (["generate", "a star", "--strength", "0.5"], "--strength was given without --image"),
+    (["generate", "a star", "--padding-mask-crop", "4"], "--padding-mask-crop was given without --image"),
+    (["generate", "a star", "--mask-image", "a.png"], "--mask-image was given without --image"),
+    (["generate", "a star", "--image", "no.png"], "there is no picture 'no.png'"),
+    (["generate", "a star", "--num-inference-steps", "0"], "num_inference_steps must be at least 1"),
+    (["inspect", "no.png"], "there is no picture 'no.png'"),
+    (["inspect", __file__, "--timesteps", "0"], "timesteps must be at least 1"),
+    (["inspect", __file__, "-o", "page.jpg"], "'page.jpg' must end in .png"),
+    (["invert", "no.png"], "there is no picture 'no.png'"),
+    (["invert", __file__, "--trace", "a.pt"], "'a.pt' must end in .safetensors"),
+    (
+        ["invert", __file__, "a", "--edit", "b", "--keep", "50"],
+        "at least 1 and less than the 50 steps, but is 50",
+    ),
+    (["interpolate", "a", "b", "-o", "walk.avi"], "'walk.avi' must end in .gif or .webp or .mp4"),
+    (["interpolate", "a", "b", "--prompt", "c"], "with --prompt the ends are seeds, whole numbers"),
+    (["interpolate", "a.png", "b.png", "--pictures"], "there is no picture 'a.png'"),
+    (["interpolate", "a", "b", "--model", "./nowhere"], "there is no file or folder './nowhere'"),
+]
+ANSWERS = """
+import contextlib, io, json, sys
 from sdkit.cli import main
-try:
-    status = main({arguments!r})
-except SystemExit as end:
-    status = end.code
-print(status, sorted({{"torch", "diffusers", "numpy", "PIL"}} & set(sys.modules)))
+from sdkit.cli.generate import GROUPS
+answers = []
+for arguments in json.loads(sys.stdin.read()):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+    answers.append([status, said.getvalue(), sorted({"torch", "diffusers", "numpy"} & set(sys.modules))])
+print(json.dumps(answers))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "2 []\n"
-    assert words in done.stderr
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each mistake is answered with, and what was imported until then; all in one process."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    Image.new("RGB", (8, 8)).save(folder / "plain.png")
+    (folder / "empty.safetensors").touch()
+    asked = json.dumps([arguments for arguments, _ in MISTAKES])
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERS], input=asked, capture_output=True, text=True, check=True, cwd=folder
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("index", range(len(MISTAKES)), ids=lambda index: " ".join(ascii(MISTAKES[index][0]).split()))
+def test_mistakes_are_answered_in_a_sentence_without_importing_torch(index, answers):
+    status, said, imported = answers[index]
+    assert MISTAKES[index][1] in said
+    assert (status, imported) == (2, [])
+    assert said.strip().splitlines()[-1].startswith("sdkit")
+
+
+def test_sdkit_alone_gives_help(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: sdkit [-h] [--version] command ...")
 
 
 def test_help_shows_every_setting_under_diffusers_name():
@@ -139,6 +219,11 @@ def test_help_shows_every_setting_under_diffusers_name():
     for field in dataclasses.fields(Settings):
         name = field.name.replace("_", "-")
         assert (re.search(rf"--{name}[\s,\]]", done.stdout) is not None) == (name != "prompt")
+    titles = re.findall(r"^(\w.*):$", done.stdout, flags=re.MULTILINE)
+    assert titles == ["positional arguments", "options", "files", *GROUPS, "the model"]
+    ungrouped = done.stdout.partition("\noptions:\n")[2].partition("\nfiles:\n")[0]
+    assert ungrouped.split()[:2] == ["-h,", "--help"]
+    assert ungrouped.count("--") == 1
 
 
 def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
@@ -150,16 +235,7 @@ def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
     assert main(["rerun", first, "-o", second, "--device", "cpu", "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr()
     assert "dtype was float32 and is bfloat16" in said.err
-    assert "not the same bytes" in said.out
-
-
-def test_rerun_of_what_is_no_picture_of_sdkit_is_one_sentence(tmp_path, capsys):
-    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    assert main(["rerun", str(tmp_path / "plain.png"), "-o", str(tmp_path / "again.png")]) == 2
-    assert main(["rerun", str(tmp_path / "none.png")]) == 2
-    said = capsys.readouterr().err
-    assert "carries no settings of sdkit" in said
-    assert "there is no picture" in said
+    assert f"{second}  not the same pixels as {first}" in said.out
 
 
 @pytest.fixture
@@ -231,3 +307,147 @@ def test_out_of_memory_is_a_sentence_too(tmp_path, capsys):
     size = str(2**23)
     assert main(["generate", "a star", "--height", size, "--width", size, "-o", str(tmp_path / "out.png")]) == 2
     assert "sdkit: error: out of memory; try a smaller height and width" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: none is lost without a word
+
+QUICK = ("--num-inference-steps", "1", "--height", "64", "--width", "64", "--seed", "3")
+
+
+def test_default_names_count_up_and_a_name_that_was_given_is_replaced(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["generate", "a star", *QUICK]) == 0
+    assert main(["generate", "a star", "a fish", *QUICK]) == 0
+    (tmp_path / "out-3-2.png").touch()
+    assert main(["generate", "a star", "a fish", *QUICK, "-o", "out-3.png"]) == 0
+    assert main(["rerun", "out.png"]) == main(["rerun", "out.png"]) == 0
+    names = re.findall(r"^(\S+)  ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert names == [
+        *("out.png", "out-2.png", "out-2-1.png", "out-2-2.png", "out-3-1.png", "out-3-2.png"),
+        *("again.png", "again-2.png"),
+    ]
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_several_pictures_have_a_report_each_which_json_names(tmp_path, capsys):
+    page = tmp_path / "run.html"
+    arguments = ["a red star", "a blue fish", *QUICK, "-o", str(tmp_path / "a.png"), "--report", str(page), "--json"]
+    assert main(["generate", *arguments]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert reports == [str(tmp_path / "run-1.html"), str(tmp_path / "run-2.html")]
+    titles = [re.search("<title>(.*)</title>", Path(one).read_text(encoding="utf-8"))[1] for one in reports]
+    assert "a red star" in titles[0]
+    assert "a blue fish" in titles[1]
+
+
+def test_new_files_get_the_permissions_that_the_users_files_have(tmp_path):
+    old = os.umask(0o027)
+    try:
+        trace = sdkit.Trace()
+        result = sdkit.text_to_image("a star", num_inference_steps=1, height=64, width=64, seed=1, hooks=[trace])
+        written = [*result.save(tmp_path / "a.png"), *result.save(tmp_path / "a.jpg")]
+        written += [trace.save(tmp_path / "a.safetensors"), trace.report(tmp_path / "a.html")]
+        written.append(sdkit.animate(trace, tmp_path / "a.gif"))
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
+
+
+@pytest.mark.parametrize(("ending", "answer"), [("jpg", "the same bytes"), ("webp", "the same bytes")])
+def test_a_jpeg_and_a_webp_are_made_again(ending, answer, tmp_path, capsys):
+    first, second = str(tmp_path / f"a.{ending}"), str(tmp_path / f"b.{ending}")
+    assert main(["generate", "a star", *QUICK, "-o", first]) == 0
+    assert main(["rerun", first, "-o", second]) == 0
+    assert main(["rerun", first, "-o", str(tmp_path / "c.png")]) == 0
+    said = capsys.readouterr()
+    assert f"{second}  {answer} as {first}" in said.out
+    assert f"c.png  the same pixels as {first}" in said.out
+    assert "sdkit:" not in said.err
+
+
+def test_a_rerun_says_when_pixels_were_changed_after_they_were_saved(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    assert main(["generate", "a star", *QUICK, "-o", str(path)]) == 0
+    picture, settings = Image.open(path), read_settings(path)
+    picture.putpixel((3, 4), (1, 2, 3))
+    save_picture(picture, path, settings)
+    assert main(["rerun", str(path), "-o", str(tmp_path / "b.png")]) == 0
+    said = capsys.readouterr()
+    assert f"the pixels in {path} are not those that its settings make here: it was changed" in said.err
+    assert f"b.png  not the same pixels as {path}" in said.out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Consoles, pipes and Ctrl-C
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp949", "utf-16"])
+def test_any_console_can_print_what_was_made(encoding, tmp_path, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert main(["generate", "ein Bär 별 🐻", *QUICK, "-o", str(tmp_path / "별.png")]) == 0
+    assert "ein B" in console.buffer.getvalue().decode(encoding)
+    assert read_settings(tmp_path / "별.png")["prompt"] == "ein Bär 별 🐻"
+
+
+def test_a_photo_far_larger_than_the_model_was_trained_on_is_said_with_the_size_that_fits(tmp_path, capsys):
+    for size, said in (
+        ((256, 256), ""),
+        ((400, 240), "400x240, 6 times the pixels .*; height=96, width=168 would fit it"),
+    ):
+        Image.new("RGB", size).save(tmp_path / "photo.png")
+        files = ["--image", str(tmp_path / "photo.png"), "-o", str(tmp_path / "a.png")]
+        assert main(["generate", "a star", "--num-inference-steps", "1", "--strength", "1", *files]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "trained on" in line]
+        assert len(lines) == bool(said)
+        assert all(re.search(said, line) for line in lines)
+
+
+def test_a_reader_that_has_gone_ends_it_quietly():
+    code = "import sys; from sdkit.cli import main; sys.exit(main(['generate', '--help']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+SAYING = """
+import sys
+class Saying:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            print("now", file=sys.stderr, flush=True)
+sys.meta_path.insert(0, Saying())
+from sdkit.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "numpy",
+        "0/1000",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("sdkit.cli.shared", "torch.nn", "diffusers")),
+        pytest.param("transformers.utils", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_at_any_moment_ends_it_with_one_line(moment, tmp_path):
+    """While a module is imported, or once the steps have begun."""
+    arguments = [moment, "generate", "a star", "--num-inference-steps", "1000", "-o", "a.png"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SAYING, *arguments], stderr=subprocess.PIPE, text=True, bufsize=1, cwd=tmp_path
+    ) as process:
+        said = ""
+        while not re.search("now\n|0/1000", said):
+            said += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().replace("\r", "\n")
+    assert said.count("sdkit: interrupted") == 1
+    assert "Traceback" not in said
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []

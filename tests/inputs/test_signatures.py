@@ -22,10 +22,13 @@ OURS = {  # names that diffusers does not have, or has elsewhere than in a pipel
     "seed",
 }
 PIPELINES = [
-    getattr(diffusers, f"StableDiffusion{size}{control}{what}Pipeline")
-    for size in ("", "XL")
-    for control in ("", "ControlNet")
-    for what in ("", "Img2Img", "Inpaint")
+    diffusers.LatentConsistencyModelPipeline,
+    *(
+        getattr(diffusers, f"StableDiffusion{size}{control}{what}Pipeline")
+        for size in ("", "XL")
+        for control in ("", "ControlNet")
+        for what in ("", "Img2Img", "Inpaint")
+    ),
 ]
 
 

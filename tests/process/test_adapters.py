@@ -255,3 +255,26 @@ def test_another_embedding_under_the_same_token_is_said(tmp_path):
     with pytest.warns(UserWarning, match="tokens was {'tokenizer: <mine>'"):
         again = sdkit.rerun(path, model=pipeline)
     assert not torch.equal(again.latents, result.latents)
+
+
+def test_an_inverted_word_of_several_vectors_is_asked_for_by_its_name(tmp_path):
+    pipeline = random_pipeline(tmp_path)
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    pipeline.load_textual_inversion(vectors, token="<toy>")
+    reading = sdkit.read_prompt("a <toy> star", model=pipeline)
+    assert [(word.text, len(word.places)) for word in reading.words] == [("a", 1), ("<toy>", 3), ("star", 1)]
+    maps = sdkit.AttentionMaps(words=["<toy>"])
+    sdkit.text_to_image(model=pipeline, seed=7, hooks=[maps], **RUN | {"prompt": "a <toy> star"})
+    assert maps.heat("<toy>").ndim == 2
+
+
+def test_a_word_is_found_in_whatever_unicode_form_it_is_written(tmp_path):
+    model = sdkit.load(random_pipeline(tmp_path))
+    words = sdkit.read_prompt("a caf\u00e9 star", model=model).words
+    places = [word.places for word in words if word.text.startswith("caf")]
+    from sdkit.model.tokens import find
+
+    for wanted in ("caf\u00e9", "cafe\u0301", "CAFE\u0301", "\uff43\uff41\uff46\u00e9"):
+        assert tuple(find(words, wanted)) == places[0]
+    with pytest.raises(ValueError, match="begin, end and padding are asked for by their place"):
+        find(words, "<|startoftext|>")

@@ -33,7 +33,7 @@ def same(a, b):
 
 def test_a_run_meets_its_stages_in_order(sd1):
     names = [(event.stage, event.step) for event in events_of(sd1)]
-    each = [Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED]
+    each = [Stage.LATENT, Stage.CONTEXT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED]
     steps = [(stage, step) for step in range(STEPS) for stage in each]
     assert names == [(Stage.TOKENS, None), (Stage.TEXT, None), *steps, (Stage.LATENT, None), (Stage.IMAGE, None)]
 
@@ -48,6 +48,7 @@ def test_values_have_the_shapes_that_the_stages_promise(sd1, guided):
         Stage.TOKENS: (rows, 32),
         Stage.TEXT: (rows, 32, 32),
         Stage.LATENT: (pictures, 4, 12, 8),
+        Stage.CONTEXT: (rows, 32, 32),
         Stage.NOISE: (rows, 4, 12, 8),
         Stage.GUIDED: (pictures, 4, 12, 8),
         Stage.DENOISED: (pictures, 4, 12, 8),
@@ -85,6 +86,11 @@ def test_a_variation_starts_from_the_encoded_picture_noised_in_closed_form(tiny)
     assert torch.allclose(seen[Stage.LATENT, 0], expected, atol=1e-5)
     assert (start["t"], start["steps"]) == (599, 6)
     assert start["sigma"] == pytest.approx(sigma / alpha, rel=1e-5)
+
+
+def test_a_strength_that_leaves_no_step_says_what_it_takes(sd1):
+    with pytest.raises(ValueError, match=r"strength 0.3 of 3 steps leaves no step to run; it takes at least 0.334"):
+        sdkit.image_to_image(draw("a red fish"), "a star", model=sd1, strength=0.3, num_inference_steps=3)
 
 
 def test_little_strength_keeps_the_picture_and_full_strength_forgets_it(tiny):

@@ -140,7 +140,7 @@ def test_inversion_shows_the_inside_of_the_unet(tiny):
     sdkit.invert(picture, "a red star", model=tiny, num_inference_steps=8, refinements=2, hooks=[maps])
     assert maps.steps == list(range(8))
     heat = maps.heat("star", resolution=(16, 16))
-    dark = torch.tensor(list(picture.convert("L").getdata())).view(128, 128) < 160
+    dark = torch.tensor(list(picture.convert("L").get_flattened_data())).view(128, 128) < 160
     assert heat[dark].mean() > 2 * heat[~dark].mean()
 
 
@@ -267,7 +267,7 @@ def test_a_run_that_a_hook_ended_is_recorded_as_such(sd1, tmp_path):
     assert result.settings["stopped_after"] == 1
     assert "stopped_after" not in generate(sd1).settings
     (path,) = result.save(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match="was edited by hooks, which settings do not hold: stop_after"):
+    with pytest.warns(UserWarning, match="was edited by hooks, which settings do not hold: stopped_after"):
         sdkit.rerun(path, model=sd1)
     again = sdkit.rerun(path, model=sd1, hooks=[hooks.stop_after(1)])
     assert torch.equal(again.latents, result.latents)

@@ -46,6 +46,7 @@ def way_back(inversion):
     return trace
 
 
+@pytest.mark.slow
 def test_the_way_back_through_50_steps_loses_next_to_nothing_beside_the_autoencoder(drawn, way_back):
     pictures = [one.image for one in drawn]
     alone, back = sdkit.round_trip(pictures).psnr, psnr(to_pixels(pictures), to_pixels(way_back.images))
@@ -72,6 +73,7 @@ def test_words_changed_on_the_way_back_recolour_the_thing_and_keep_its_shape(dra
         assert outside.square().mean().sqrt() < 0.15  # of a range of 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance_scale", "cover"), [(1, 0.93), (2, 0.85)])
 def test_the_attention_of_the_way_back_keeps_shape_and_place_under_other_words(
     drawn, inversion, way_back, guidance_scale, cover

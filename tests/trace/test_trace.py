@@ -37,6 +37,7 @@ def same(a, b):
 def test_a_trace_keeps_every_outer_stage_of_a_run(sd1):
     seen = []
     trace, result = record(sd1, hooks=[lambda e: seen.append((e.stage, e.step, e.t, e.value))])
+    seen = [row for row in seen if row[0] is not Stage.CONTEXT]  # which nobody changed: it is TEXT again
     assert [(r.stage, r.step, r.t) for r in trace] == [row[:3] for row in seen]
     assert all(torch.equal(r.value, row[3]) for r, row in zip(trace, seen, strict=True))
     assert {r.stage for r in trace} == set(OUTER)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sdkit.events import Stage
+from sdkit.inputs.checks import typed
 from sdkit.show.figures.panels import bare, show_picture, step_title
 from sdkit.show.style import FIELD, Figure, drawn
 from sdkit.show.view import by_step, check_picture, colours, guided, halves, spread_out, standard
@@ -18,6 +19,7 @@ from sdkit.trace.trace import Trace
 _LETTERS = {"v_prediction": "v", "sample": "{x_0}"}
 
 
+@typed()
 def channels(source: Any, *, step: int | None = None, picture: int = 0, dark: bool = False) -> Figure:
     """The channels of a latent, each as a field of numbers with its own mean and spread.
 
@@ -33,7 +35,7 @@ def channels(source: Any, *, step: int | None = None, picture: int = 0, dark: bo
     with drawn(2.9 * len(z) + 1, 3.7, f"The {len(z)} channels of {name}", dark=dark) as figure:
         axes = figure.subplots(1, len(z), squeeze=False)[0]
         for number, (axis, plane) in enumerate(zip(axes, z, strict=True)):
-            shown = axis.imshow(plane, cmap=figure.ink.signed, vmin=-reach, vmax=reach)
+            shown = axis.imshow(plane.numpy(), cmap=figure.ink.signed, vmin=-reach, vmax=reach)
             axis.set_title(f"channel {number}\nmean {plane.mean():.2f}, std {plane.std():.2f}")
             axis.set_xlabel("column")
         axes[0].set_ylabel("row")
@@ -41,6 +43,7 @@ def channels(source: Any, *, step: int | None = None, picture: int = 0, dark: bo
     return figure
 
 
+@typed()
 def guidance(trace: Trace, step: int | None = None, *, picture: int = 0, dark: bool = False) -> Figure:
     """Classifier-free guidance at one step: what the U-Net predicts without the words and with them, where the two
     differ, and what is followed (Ho and Salimans 2022, arXiv:2207.12598).
@@ -73,13 +76,14 @@ def guidance(trace: Trace, step: int | None = None, *, picture: int = 0, dark: b
         axes = figure.subplots(1, 4)
         for axis, (title, plane) in zip(axes[[0, 1, 3]], planes, strict=True):
             show_picture(axis, paint(plane[None])[0], title)
-        shown = axes[2].imshow((cond - uncond).norm(dim=0), cmap=FIELD)
+        shown = axes[2].imshow((cond - uncond).norm(dim=0).numpy(), cmap=FIELD)
         axes[2].set_title("what the words change\n" + rf"$\|{letter}_c - {letter}_u\|$")
         bare(axes[2])
         figure.colorbar(shown, ax=axes[2], label="length over the channels", shrink=0.8)
     return figure
 
 
+@typed(columns=(1, math.inf))
 def histograms(trace: Trace, *, columns: int = 5, picture: int = 0, dark: bool = False) -> Figure:
     """How the values of x_t are spread at some steps, against the standard normal distribution that the run starts
     from."""
@@ -87,6 +91,8 @@ def histograms(trace: Trace, *, columns: int = 5, picture: int = 0, dark: bool =
     noisy = by_step(trace, Stage.LATENT)
     last = [record for record in trace[Stage.LATENT] if record.step is None]
     shown = [noisy[step] for step in spread_out(sorted(noisy), columns)] + last
+    if not shown:
+        raise ValueError("the trace holds no latents to draw; record a run with the stage 'latent'")
     edges = np.linspace(-4.5, 4.5, 46)
     bell = np.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)
     with drawn(2.35 * len(shown) + 0.8, 3.7, "The values of $x_t$ against $N(0, 1)$", dark=dark) as figure:

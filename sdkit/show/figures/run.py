@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdkit.events import Stage
+from sdkit.inputs.checks import typed
 from sdkit.model import schedulers
 from sdkit.show.figures.panels import colour_note, end_of, literal, show_picture, step_title, steps_of_both
 from sdkit.show.style import Figure, drawn
-from sdkit.show.view import by_step, check_picture, colours, noise_share, prompt_of, spread_out, standard
+from sdkit.show.view import by_step, check_finite, check_picture, colours, noise_share, prompt_of, spread_out, standard
 from sdkit.trace.trace import Trace
 
 
+@typed(columns=(1, math.inf))
 def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool = False) -> Figure:
     """The run as a film: x_t on its way from noise, and under it the x0 that each step predicted.
 
@@ -53,9 +56,12 @@ def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool =
     return figure
 
 
+@typed()
 def noise_schedule(trace: Trace, *, dark: bool = False) -> Figure:
     """How much of a noised picture is signal and how much is noise at each training timestep, and the signal-to-noise
     ratio, with the steps that the run took as dots (Ho et al. 2020, arXiv:2006.11239)."""
+    if "scheduler" not in trace.settings:
+        raise ValueError("the trace holds no scheduler; take one that recorded a run")
     schedule, levels = schedulers.noise_schedule(trace.settings["scheduler"]), list(trace.levels.values())
     times = [level.t for level in levels]
     with drawn(12, 4.6, f"The noise schedule, and the {len(times)} levels of this run", dark=dark) as figure:
@@ -77,12 +83,18 @@ def noise_schedule(trace: Trace, *, dark: bool = False) -> Figure:
     return figure
 
 
+@typed()
 def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
     """The way of runs through latent space, seen in the two directions in which they move most: x_t walks from the
     noise to the picture, x0 is at each step the end that it predicts."""
     if not traces:
         raise ValueError("trajectory() needs at least one trace")
+    for trace in traces:
+        check_picture(trace, picture)
+        check_finite(trace)
     paths = [path for trace in traces for path in _paths(trace, picture)]
+    if len({path.shape[1] for path in paths}) > 1:
+        raise ValueError("the traces hold latents of different sizes; record runs of the same height and width")
     flat = torch.cat(paths).double()
     mean = flat.mean(dim=0)
     basis, part = _two_directions(flat - mean)
@@ -108,10 +120,15 @@ def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
     return figure
 
 
+@typed(columns=(1, math.inf))
 def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, dark: bool = False) -> Figure:
     """Two runs side by side: what each predicted at the same steps, and how far apart they are."""
     ours, theirs = by_step(trace, Stage.DENOISED), by_step(other, Stage.DENOISED)
     common = steps_of_both(ours, theirs)
+    for one in (trace, other):
+        check_picture(one, picture)
+    if common and ours[common[0]].value.shape[1:] != theirs[common[0]].value.shape[1:]:
+        raise ValueError("the two traces hold latents of different sizes; record both with the same height and width")
     if not common:
         raise ValueError("the two traces have no step of stage 'denoised' in common; record both with the same steps")
     steps = spread_out(common, columns)
@@ -140,6 +157,7 @@ def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, d
     return figure
 
 
+@typed(columns=(1, 100))
 def journey(forward: Trace, reverse: Trace, *, picture: int = 0, columns: int = 6, dark: bool = False) -> Figure:
     """The forward and the reverse process as one picture: a picture drowns in noise, and from noise a picture comes.
 
@@ -147,6 +165,8 @@ def journey(forward: Trace, reverse: Trace, *, picture: int = 0, columns: int = 
         forward: what `diffuse` returns, or any trace whose first latents are a picture that is noised.
         reverse: a run.
     """
+    for one in (forward, reverse):
+        check_picture(one, picture)
     added = r"Forward: noise is added   $x_t = \alpha_t\, x_0 + \sigma_t\, \epsilon$"
     taken = r"Reverse: noise is predicted and taken away   $x_0 \approx (x_t - \sigma_t\, \epsilon_\theta) / \alpha_t$"
     rows = ((forward, added), (reverse, taken))
@@ -184,6 +204,8 @@ def _paths(trace: Trace, picture: int) -> list[Tensor]:
     end = [r.value[picture].float() for r in trace[Stage.LATENT] if r.step is None]
     noisy = [standard(trace, r, picture) for r in by_step(trace, Stage.LATENT).values()]
     clean = [r.value[picture].float() for r in by_step(trace, Stage.DENOISED).values()]
+    if not noisy or not clean:
+        raise ValueError("a way through latent space needs the stages latent and denoised; record both")
     return [torch.stack([*walk, *end]).flatten(1) for walk in (noisy, clean)]
 
 

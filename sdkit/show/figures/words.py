@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 
 from sdkit.events import Stage
+from sdkit.inputs.checks import typed
 from sdkit.show.figures.panels import behind, heat_bar, lay_over, literal, step_title
 from sdkit.show.style import Figure, drawn
-from sdkit.show.view import Heat, by_step, colours, heats, spread_out
+from sdkit.show.view import Heat, by_step, check_picture, colours, heats, spread_out
 from sdkit.trace.trace import Trace
 
 
+@typed()
 def word_maps(
     trace: Trace,
     maps: Heat,
@@ -28,7 +30,12 @@ def word_maps(
         words: which ones; by default all.
         step: of that step; by default over the whole run.
     """
+    check_picture(trace, picture)
+    if words is not None and not words:
+        raise ValueError("words is an empty list; give at least one, or None for all")
     words = list(words or (heats(maps, list(maps.steps)[-1:], picture=picture)))
+    if not words:
+        raise ValueError("the maps hold no words to draw; give them to a run whose prompt has some")
     picture_behind = behind(trace, picture)
     rows = math.ceil(len(words) / 5)
     columns = math.ceil(len(words) / rows)
@@ -44,6 +51,7 @@ def word_maps(
     return figure
 
 
+@typed(columns=(1, math.inf))
 def words_over_time(
     trace: Trace,
     maps: Heat,
@@ -55,10 +63,15 @@ def words_over_time(
 ) -> Figure:
     """How the heat of words moves during the run: a row for each word, a column for each step, over the x0 that the
     step predicted."""
+    check_picture(trace, picture)
+    if words is not None and not words:
+        raise ValueError("words is an empty list; give at least one, or None for all")
     steps = spread_out(maps.steps, columns)
     shown = heats(maps, steps, words=words or (), picture=picture)
     if missing := [word for word in words or () if word not in shown]:
         raise ValueError(f"the maps hold no word {missing[0]!r}; there are {', '.join(shown) or 'none'}")
+    if not shown:
+        raise ValueError("the maps hold no words to draw; give them to a run whose prompt has some")
     paint = colours(trace)
     clean = by_step(trace, Stage.DENOISED)
     size = (1.45 * len(steps) + 1.9, 1.45 * len(shown) + 1.1)

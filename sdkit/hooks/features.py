@@ -1,0 +1,103 @@
+"""Features: what blocks and heads of the U-Net make is strengthened, moved, left out, kept or used again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import apply_freeu
+from torch import Tensor
+
+from sdkit.events import Hook, Stage, on
+from sdkit.inputs.checks import typed
+
+
+@typed()
+def free_u(s1: float = 0.9, s2: float = 0.2, b1: float = 1.5, b2: float = 1.6) -> Hook:
+    """FreeU: in the first two up blocks the hidden state counts `b` times in half of its channels, and the skip's low
+    frequencies `s` times (Si et al. 2023, arXiv:2309.11497). The defaults are those for SD 1.5."""
+
+    @on(Stage.INPUT, layer="up_blocks")
+    def free_u(event: Any) -> None:
+        block, number = (int(part) for part in event.layer.split(".")[1::2])  # up_blocks.1.resnets.0
+        widths = event.run.model.unet.config.block_out_channels[::-1]
+        hidden = widths[block if number else max(block - 1, 0)]
+        if block < 2:
+            parts = apply_freeu(
+                block, event.value[:, :hidden].clone(), event.value[:, hidden:], s1=s1, s2=s2, b1=b1, b2=b2
+            )
+            event.value = torch.cat(parts, dim=1)
+
+    return free_u
+
+
+@typed()
+def h_space(direction: Tensor, scale: float = 1.0) -> Hook:
+    """Move the output of the U-Net's middle block, its h-space, along a direction (c, h, w) or (c, 1, 1) (Kwon et al.
+    2022, arXiv:2210.10960, here without its asymmetry): the difference of two prompts' means, say."""
+
+    @on(Stage.BLOCK, layer="mid_block")
+    def h_space(event: Any) -> None:
+        event.value = event.value + scale * direction.to(event.value)
+
+    return h_space
+
+
+@typed(head=(0, math.inf))
+def ablate(layer: str, head: int | None = None) -> Hook:
+    """Leave out what one head of an attention layer adds, or the whole layer or block: what changes in the picture is
+    what it was for. A layer's name is that in `Trace` and in `unet.named_modules()`."""
+    attention = Stage.SELF_ATTENTION if layer.endswith("attn1") else Stage.ATTENTION
+
+    @on(attention if head is not None else Stage.BLOCK, layer=layer)
+    def ablate(event: Any) -> None:
+        kept = torch.ones(event.value.shape[1], device=event.value.device)
+        if head is not None and head >= len(kept):
+            raise ValueError(f"head must be one of the layer's {len(kept)}, from 0, but is {head}")
+        kept[slice(None) if head is None else head] = 0
+        event.value = event.value * kept.view(-1, *[1] * (event.value.ndim - 2)).to(event.value)
+
+    return ablate
+
+
+@typed(interval=(1, math.inf))
+def deep_cache(interval: int = 3) -> Hook:
+    """DeepCache: compute the deep blocks of the U-Net at every `interval`-th step only, and give at the others what
+    they gave then; the outermost blocks are computed always (Ma et al. 2023, arXiv:2312.00858, section 3.2)."""
+
+    @on(Stage.CONTEXT)
+    def deep_cache(event: Any) -> None:
+        run, last = event.run, len(event.run.model.unet.up_blocks) - 1
+        deep = [f"down_blocks.{i + 1}" for i in range(last)] + ["mid_block"] + [f"up_blocks.{i}" for i in range(last)]
+        if event.layer is not None:
+            return
+        if event.step % interval == 0:
+            run.hold(*deep)
+            return
+        for part in deep:
+            run.give(part, run.held[part])
+
+    return deep_cache
+
+
+@typed(gate=(1, math.inf))
+def t_gate(gate: int) -> Hook:
+    """T-GATE: from step `gate` on cross-attention is not computed: it gives the mean of what it gave both halves in the
+    step before, and the words' half is asked alone (Zhang et al. 2024, arXiv:2404.02747, section 4)."""
+
+    @on(Stage.CONTEXT)
+    def t_gate(event: Any) -> None:
+        run = event.run
+        if event.layer is not None or not run.guided or event.step < gate - 1:
+            return
+        crosses = [name for name, _ in run.model.unet.named_modules() if name.endswith("attn2")]
+        if event.step == gate - 1:
+            run.hold(*crosses)
+            return
+        event.value = event.value[-run.shape[0] :]
+        for name in crosses:
+            uncond, cond = run.held[name].chunk(2)
+            run.give(name, (uncond + cond) / 2)
+
+    return t_gate
