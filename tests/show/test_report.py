@@ -73,7 +73,8 @@ def opened(browser, tmp_path):
     yield show
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [one["params"]["request"]["url"] for one in asked if one["method"] == "Network.requestWillBeSent"]
+    sent = [one["params"] for one in asked if one["method"] == "Network.requestWillBeSent"]
+    urls = [one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome")]  # the empty new tab
     assert urls
     assert {url.split(":")[0] for url in urls} <= {"file", "data"}
 
