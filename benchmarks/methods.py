@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.methods_guidance import worse_than
 from sdkit import Trace, hooks, load, text_to_image
 from sdkit.events import Hook
 
@@ -37,6 +38,7 @@ def known() -> dict[str, Callable[[], list[Hook]]]:
     source = Trace(["block", "query", "key"])
     text_to_image(WORDS.replace("star", "cat"), hooks=[source], **RUN)
     model = load()
+    worse = worse_than(model)
 
     def bright(x0: Tensor) -> Tensor:
         return -x0.mean()
@@ -48,12 +50,12 @@ def known() -> dict[str, Callable[[], list[Hook]]]:
         "cfg_zero": lambda: [hooks.cfg_zero()],
         "dynamic_threshold": lambda: [hooks.dynamic_threshold()],
         "guidance_interval": lambda: [hooks.guidance_interval(200, 800)],
-        "pag": lambda: [hooks.pag()],
-        "seg": lambda: [hooks.seg()],
+        "pag": lambda: [hooks.pag(layer="up_blocks")],
+        "seg": lambda: [hooks.seg(layer="up_blocks")],
         "sag": lambda: [hooks.sag()],
-        "autoguidance": lambda: [hooks.autoguidance(model)],
+        "autoguidance": lambda: [hooks.autoguidance(worse)],
         "compose": lambda: [hooks.compose(WORDS, "a green background", weights=[5.0, 2.0])],
-        "sega": lambda: [hooks.sega("a large star")],
+        "sega": lambda: [hooks.sega("a green background", warmup=2)],
         "freedom": lambda: [hooks.freedom(bright, 0.2)],
         "dps": lambda: [hooks.dps(lambda x0: x0 * (1 - half), latents, 0.5)],
         "attend_and_excite": lambda: [hooks.attend_and_excite("star")],

@@ -207,14 +207,20 @@ def dps(model: Model, eye: judge.Eye, count: int) -> Iterator[tuple[str, str]]:
         yield f"scale {scale:g}", f"off by {off:.2f}, colour and background {share(eye, found.images, scenes, [1, 6])}"
 
 
-def weakened(model: Model, eye: judge.Eye, count: int) -> Iterator[tuple[str, str]]:
-    """Without guidance by words, two things are right more often when led away from a weakened model."""
-    scenes = pairs(count)
+def worse_than(model: Model) -> Model:
+    """The same model with noise on the weights of its U-Net."""
     worse = Model(copy.copy(model.pipeline), "worse", model.num_inference_steps, model.guidance_scale)
     worse.pipeline.unet = copy.deepcopy(model.unet)
     generator = torch.Generator().manual_seed(0)
     for weight in worse.pipeline.unet.parameters():
         weight.data += 0.1 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+    return worse
+
+
+def weakened(model: Model, eye: judge.Eye, count: int) -> Iterator[tuple[str, str]]:
+    """Without guidance by words, two things are right more often when led away from a weakened model."""
+    scenes = pairs(count)
+    worse = worse_than(model)
     arms = {
         "without": [],
         "pag 2": [hooks.pag(2.0)],

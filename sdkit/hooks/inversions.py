@@ -16,8 +16,8 @@ from sdkit.trace.trace import Trace
 
 @typed()
 def edit_friendly(latents: Tensor, noises: list[Any], *, seed: int) -> Hook:
-    """Edit-friendly DDPM inversion: the noise z of every step that leads to `latents` (B, C, h, w) (Huberman-
-    Spiegelglas et al. 2023, arXiv:2304.06140). For schedulers of unit variance, such as ddim.
+    """Edit-friendly DDPM inversion: the noise z of every step that leads to `latents` (C, h, w) or (B, C, h, w)
+    (Huberman-Spiegelglas et al. 2023, arXiv:2304.06140). For schedulers of unit variance, such as ddim.
 
     A run with an empty list fills it, under the source's words; runs with the filled list go through the same noises,
     under the same words to the same picture, under others to one that keeps its structure.
@@ -30,7 +30,7 @@ def edit_friendly(latents: Tensor, noises: list[Any], *, seed: int) -> Hook:
         alpha, sigma = (1.0, 0.0) if event.step is None else (event.alpha, event.sigma)
         at = len(run.visits) if event.step is None else event.step
         generator = run.keep(edit_friendly, lambda: torch.Generator().manual_seed(seed))
-        drawn = torch.randn(latents.shape, generator=generator)
+        drawn = torch.randn(event.value.shape, generator=generator)
         x = alpha * latents.to(event.value) + sigma * drawn.to(event.value)  # each level's noise for itself
         if at:
             before, x0 = run.levels[at - 1], run.seen[Stage.DENOISED]

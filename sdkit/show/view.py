@@ -53,12 +53,12 @@ def colours(*traces: Trace) -> ColourMap:
 
 
 def check_finite(trace: Trace) -> None:
-    """Say where the latents of a trace are not all numbers.
+    """Say where pictures or latents of a trace are not all numbers.
 
     Raises:
         ValueError: they are not.
     """
-    drawn = (Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED)
+    drawn = (Stage.PIXELS, Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED, Stage.IMAGE)
     for record in trace:
         if record.stage in drawn and not bool(record.value.isfinite().all()):
             raise ValueError(f"the trace holds NaN or infinity, first in {record!r}; there is nothing to draw")
