@@ -240,6 +240,25 @@ def walk(tiny, seen):
     return trace
 
 
+MAKERS = {
+    "sd1": random_pipeline,
+    "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
+    "sdxl": random_xl_pipeline,
+}
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """A diffusers pipeline of random components of each family."""
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def models(pipelines):
+    """The same as models of sdkit."""
+    return {name: sdkit.load(pipeline) for name, pipeline in pipelines.items()}
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """Chromium without a window, which notes what a page says and asks for."""

@@ -19,6 +19,12 @@ _LAYERS = {  # of CONTEXT, by diffusers' names for what a callback may replace
     "mask": "mask",
     "masked_image_latents": "masked",
 }
+_FIRST_HALVES = {  # which a callback may read, and diffusers does not use again
+    "negative_prompt_embeds": None,
+    "negative_pooled_prompt_embeds": "pooled",
+    "negative_add_time_ids": "time_ids",
+    "add_neg_time_ids": "time_ids",
+}
 
 
 def from_diffusers(callback: Callable[..., dict[str, Any]], tensor_inputs: Sequence[str] | None = None) -> Hook:
@@ -103,8 +109,7 @@ class _Callback:
     def _tensor(self, name: str, ended: int, event: Event) -> Any:
         """What a step that has ended had under one of diffusers' names."""
         run = event.run
-        layer = _LAYERS.get(name.replace("add_neg_time", "negative_add_time").replace("negative_", "", 1), name)
-        layer = "pooled" if name == "negative_pooled_prompt_embeds" else layer
+        layer = {**_LAYERS, **_FIRST_HALVES}.get(name, name)
         value: Any = self.context.get(layer)
         if name == "latents" or (name == "denoised" and event.step is None):
             return event.value
@@ -116,7 +121,7 @@ class _Callback:
             value = each[0] if len(each) == 1 else each or None
         if value is None:
             raise ValueError(f"the callback asks for {name!r}, which this run does not have")
-        if "neg" in name:
+        if name in _FIRST_HALVES:
             value = self.first[layer]  # which diffusers keeps beside what a callback replaces
             return value[: run.shape[0]] if len(value) > run.shape[0] else None
         return torch.cat([value] * (len(self.context[None]) // len(value))) if layer in ("mask", "masked") else value

@@ -25,9 +25,8 @@ def guidance_interval(low: int, high: int) -> Hook:
     def guidance_interval(event: Event) -> None:
         if event.t is not None and not low <= event.t <= high and event.run.guided:
             _, cond = halves(event.run, event.value)
-            event.value = torch.cat(
-                [cond, event.value[len(cond) :]]
-            )  # what guidance makes of two halves that agree is either
+            # What guidance makes of two halves that agree is either.
+            event.value = torch.cat([cond, event.value[len(cond) :]])
 
     return guidance_interval
 

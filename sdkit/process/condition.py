@@ -13,6 +13,7 @@ from torch import Tensor
 from sdkit.events import Event, Stage
 from sdkit.model.condition import Condition, Control
 from sdkit.model.text import lora_scale
+from sdkit.process.materials import for_each_net
 from sdkit.process.run import Run
 
 
@@ -126,15 +127,14 @@ def condition(run: Run, text: Tensor, pooled: Tensor | None, painting: Any = Non
     """All that the U-Net takes beside x and t; of what inpainting keeps, what the U-Net sees, if it does."""
     model, pictures = run.model, run.shape[0]
     twice = 2 if run.guided else 1
-    time_ids = image_embeds = painted = None
+    time_ids = image_embeds = None
     if pooled is not None:
         negative, positive = model.time_ids(run.settings, from_picture=run.pictures.pixels is not None)
         time_ids = torch.cat([negative.repeat(pictures, 1), positive.repeat(pictures, 1)][-twice:])
     adapter = run.pictures.ip_adapter_image, run.pictures.ip_adapter_image_embeds
     if any(one is not None for one in adapter):
         image_embeds = model.pipeline.prepare_ip_adapter_image_embeds(*adapter, model.device, pictures, run.guided)
-    if painting is not None and painting.masked is not None:
-        painted = torch.cat([torch.cat([painting.mask, painting.masked], dim=1)] * twice)
+    painted = None if painting is None else painting.for_unet(twice)
     guidance = model.embed_guidance(run.guidance_scale, pictures) if model.takes_guidance else None
     return Condition(text, pooled, time_ids, image_embeds, guidance, painted, _control(run), run.attention)
 
@@ -150,5 +150,5 @@ def _control(run: Run) -> Control | None:
         rows = picture.repeat_interleave(run.shape[0] // len(picture), dim=0).to(run.model.device, net.dtype)
         pictures.append(torch.cat([rows] * 2) if twice else rows)
     values = (settings.controlnet_conditioning_scale, settings.control_guidance_start, settings.control_guidance_end)
-    scale, start, end = ([v] * len(nets) if isinstance(v, int | float) else list(v) for v in values)
+    scale, start, end = (for_each_net(value, len(nets)) for value in values)
     return Control(pictures, scale, start, end, guess_mode)

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdkit.events import Event, Stage
@@ -30,32 +29,24 @@ def heard(
             f"step {step}: the context has {len(text)} rows, which is no multiple of the {pictures} pictures"
         )
     now = base if text is base.text else base.hearing(text, pictures)
-    changed: dict[str, Any] = {}
 
     def shown(name: str, value: Tensor) -> Generator[Event, None, Tensor]:
-        after = yield from run.show(Stage.CONTEXT, value, step=step, layer=name)
-        if after is not value:
-            changed[name] = after
-        return after
+        return (yield from run.show(Stage.CONTEXT, value, step=step, layer=name))
 
     for name in ("pooled", "time_ids", "guidance"):
         if (value := getattr(now, name)) is not None:
-            yield from shown(name, value)
+            after: dict[str, Any] = {name: (yield from shown(name, value))}
+            now = replace(now, **after)
     if painting is not None:
         mask = yield from shown("mask", painting.mask)
         masked = None if painting.masked is None else (yield from shown("masked", painting.masked))
-        if [changed.pop(name) for name in ("mask", "masked") if name in changed]:
+        if mask is not painting.mask or masked is not painting.masked:
             painting = replace(painting, mask=mask, masked=masked)
-            if masked is not None:
-                changed["painted"] = torch.cat([torch.cat([mask, masked], dim=1)] * (len(text) // pictures))
+            now = replace(now, painted=painting.for_unet(len(text) // pictures))
     if now.control is not None:
         each = []
         for i, picture in enumerate(now.control.pictures):
             each.append((yield from shown(f"control.{i}", picture)))
-            if changed.pop(f"control.{i}", None) is not None:
-                changed["control"] = None
-        if "control" in changed:
-            changed["control"] = replace(now.control, pictures=each)
-    now = replace(now, **changed) if changed else now
+        now = replace(now, control=replace(now.control, pictures=each))
     run.write(condition=now)
     return now, painting

@@ -127,6 +127,11 @@ def _masked(model: Model, masked: Any, pixels: Tensor | None, mask: Tensor | Non
     return masked.detach()
 
 
+def for_each_net(value: float | Sequence[float], nets: int) -> list[float]:
+    """One number for all ControlNets, or one each, as a list."""
+    return [value] * nets if isinstance(value, int | float) else list(value)
+
+
 def check_control(settings: Settings, model: Model) -> None:
     """Whether scales, starts and ends fit the ControlNets.
 
@@ -135,8 +140,7 @@ def check_control(settings: Settings, model: Model) -> None:
     """
     nets, each = len(model.controlnets), {}
     for name in ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"):
-        value = getattr(settings, name)
-        each[name] = [value] * nets if isinstance(value, int | float) else list(value)
+        each[name] = for_each_net(getattr(settings, name), nets)
         if len(each[name]) != nets:
             raise ValueError(
                 f"{name} has {len(each[name])} values for {nets} ControlNets; give one for all, or one each"

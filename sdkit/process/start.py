@@ -24,6 +24,10 @@ class Painting:
     mask: Tensor  # (B, 1, h, w), 1 where to paint anew
     masked: Tensor | None  # (B, C, h, w) latents of the picture without what is under the mask
 
+    def for_unet(self, times: int) -> Tensor | None:
+        """Mask and masked latents (times * B, 1 + C, h, w) for a U-Net that sees them."""
+        return None if self.masked is None else torch.cat([torch.cat([self.mask, self.masked], dim=1)] * times)
+
 
 def start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
     """x before the first step, (B, C, h, w), and what inpainting keeps.

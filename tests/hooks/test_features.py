@@ -4,17 +4,12 @@ import itertools
 
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import MAKERS
 
 import sdkit
 from sdkit import Stage, Trace, hooks
 
 RUN = {"prompt": "a red star", "num_inference_steps": 6, "guidance_scale": 5.0, "seed": 7}
-MAKERS = {
-    "sd1": random_pipeline,
-    "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
-    "sdxl": random_xl_pipeline,
-}
 EVERY = {
     "free_u": lambda _: hooks.free_u(),
     "h_space": lambda model: hooks.h_space(torch.ones(model.unet.config.block_out_channels[-1], 1, 1)),
@@ -33,11 +28,6 @@ def _half(_model):
     mask = torch.zeros(8, 8)
     mask[:, 4:] = 1
     return mask
-
-
-@pytest.fixture(scope="module")
-def pipelines(tmp_path_factory):
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in MAKERS.items()}
 
 
 def draw(pipeline, *chosen, **more):

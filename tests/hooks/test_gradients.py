@@ -3,43 +3,14 @@
 import diffusers
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import MAKERS
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (  # noqa: E501
     StableDiffusionAttendAndExcitePipeline,
 )
+from test_guidance import PROMPT, SCHEDULERS, close, latents
 
 import sdkit
 from sdkit import Stage, hooks
-
-PROMPT = "a red star on a blue background"
-RUN = {"num_inference_steps": 2, "guidance_scale": 5.0, "scheduler": "ddim"}
-SCHEDULERS = {"sd1": ["ddim", "euler", "dpmpp_2m"], "sd2": ["ddim", "euler"], "sdxl": ["dpmpp_2m"]}
-PLAIN = {}  # what runs without hooks gave
-MAKERS = {
-    "sd1": random_pipeline,
-    "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
-    "sdxl": random_xl_pipeline,
-}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return {name: sdkit.load(make(tmp_path_factory.mktemp(name))) for name, make in MAKERS.items()}
-
-
-def latents(model, *chosen, prompt=PROMPT, seed=1, **more):
-    settings = {**RUN, **more}
-    known = (id(model), str(prompt), str(seed), *sorted(settings.items()))
-    if chosen or known not in PLAIN:
-        made = sdkit.text_to_image(prompt, model=model, seed=seed, hooks=list(chosen), **settings).latents
-        if chosen:
-            return made
-        PLAIN[known] = made
-    return PLAIN[known]
-
-
-def close(ours, theirs, limit=1e-4):
-    assert (ours - theirs).norm() / theirs.norm() < limit
 
 
 def power(x0):

@@ -5,7 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import MAKERS
 from diffusers import guiders
 from diffusers.pipelines.deprecated.semantic_stable_diffusion.pipeline_semantic_stable_diffusion import (
     SemanticStableDiffusionPipeline,
@@ -21,16 +21,6 @@ PROMPT = "a red star on a blue background"
 RUN = {"num_inference_steps": 2, "guidance_scale": 5.0, "scheduler": "ddim"}
 SCHEDULERS = {"sd1": ["ddim", "euler", "dpmpp_2m"], "sd2": ["ddim", "euler"], "sdxl": ["dpmpp_2m"]}
 PLAIN = {}  # what runs without hooks gave
-MAKERS = {
-    "sd1": random_pipeline,
-    "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
-    "sdxl": random_xl_pipeline,
-}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return {name: sdkit.load(make(tmp_path_factory.mktemp(name))) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import itertools
 import diffusers
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import MAKERS, random_pipeline
 from test_adapters import random_controlnet, with_controlnet
 from test_parity import photo
 
@@ -13,16 +13,6 @@ import sdkit
 from sdkit import Stage, Trace
 
 RUN = {"prompt": "a red star", "num_inference_steps": 4, "guidance_scale": 5.0, "seed": 7}
-MAKERS = {
-    "sd1": random_pipeline,
-    "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
-    "sdxl": random_xl_pipeline,
-}
-
-
-@pytest.fixture(scope="module")
-def pipelines(tmp_path_factory):
-    return {name: make(tmp_path_factory.mktemp(name)) for name, make in MAKERS.items()}
 
 
 def draw(pipeline, *hooks, **more):
@@ -265,7 +255,8 @@ def test_a_run_that_jumped_is_not_branched_and_says_so_when_it_is_made_again(pip
     with pytest.raises(ValueError, match="a hook has sent its run to other steps"):
         trace.branch(2)
     with pytest.warns(UserWarning, match="edited by hooks.*visited"):
-        sdkit.rerun(tmp_path / "a.png")
+        again = sdkit.rerun(tmp_path / "a.png")
+    assert "visited" not in again.settings  # what is saved says what made it
 
 
 # ---------------------------------------------------------------------------------------------------------------------
