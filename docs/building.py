@@ -11,16 +11,18 @@ import io
 import os
 import re
 import tokenize
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import griffe
 
-PACKAGE = Path(__file__).parents[1] / "sdkit"
+DOCS = Path(__file__).resolve().parent
+PACKAGE = DOCS.parent / "sdkit"
 GROUND = "ground"  # the files at the top of the package, taken together
 ACROSS, DOWN, WIDE, HIGH = 54, 38, 58, 26  # between two boxes of the drawing, and the size of each
 _TAKES = "sdkit.inputs.signatures.takes"  # makes signature and docstring of a function from the table of arguments
@@ -89,9 +91,11 @@ def _comment(field: griffe.Object) -> str:
     return re.sub(r"^(\([^)]*\))\s*", r"`\1` ", re.sub(r"\s+type: ignore.*", "", " ".join(said)))
 
 
-def on_page_markdown(markdown: str, **_rest: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_rest: Any) -> str:
     """Fill in what the code says: `<!-- schedulers -->`, `<!-- help -->`,
-    `<!-- wings -->` and `<!-- wings in words -->`."""
+    `<!-- wings -->` and `<!-- wings in words -->`; and lead links to files beside `docs/` to the repository."""
+    folder = (DOCS / page.file.src_uri).parent
+    markdown = re.sub(r"(?<!!)\[([^\]]+)\]\((\.\./[^)]+)\)", partial(_in_repository, folder), markdown)
     if "<!-- schedulers -->" in markdown:
         from sdkit import SCHEDULERS
 
@@ -101,6 +105,19 @@ def on_page_markdown(markdown: str, **_rest: Any) -> str:
     if "<!-- wings -->" in markdown:
         markdown = markdown.replace("<!-- wings -->", "\n".join(_drawing(_imports())))
     return markdown.replace("<!-- wings in words -->", "\n".join(_in_words()))
+
+
+def _in_repository(folder: Path, link: re.Match[str]) -> str:
+    """A link to a file of the repository: to where `[project.urls]` says that it lies, or its name until that does."""
+    text, place = link.groups()
+    path = (folder / place.partition("#")[0]).resolve()
+    if path.is_relative_to(DOCS):
+        return link[0]
+    if not path.exists():
+        raise FileNotFoundError(f"the docs link to {place!r}, which is not there")
+    name = path.relative_to(DOCS.parent).as_posix()
+    urls = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {})
+    return f"[{text}]({urls['Repository']}/blob/main/{name})" if "Repository" in urls else f"{text} (`{name}`)"
 
 
 def _help() -> Iterator[str]:

@@ -16,3 +16,11 @@ _ROOMS = {
 def ask(name: str, *arguments: Any, **options: Any) -> Any:
     """Call a function of a room above by its name."""
     return getattr(import_module(_ROOMS[name]), name)(*arguments, **options)
+
+
+class Shown:
+    """A value that shows itself in a notebook."""
+
+    def _repr_html_(self) -> str:
+        html: str = ask("show_html", self)
+        return html

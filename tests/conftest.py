@@ -129,6 +129,7 @@ def random_pipeline(folder, prediction_type="epsilon", **unet):
     """Random components of Stable Diffusion 1.x, or of 2.x with the U-Net's options and v prediction."""
     torch.manual_seed(0)
     tokenizer = anatomy.tokenizer(folder)
+    del tokenizer.init_kwargs["vocabulary"]  # as a checkpoint has none
     text_encoder = random_text_encoder(tokenizer)
     unet = random_unet(**unet)
     vae = random_vae(scaling_factor=0.18215)
@@ -148,6 +149,8 @@ def random_xl_pipeline(folder, refiner=False, **unet):
     torch.manual_seed(0)
     tokenizer = anatomy.tokenizer(folder)
     other = anatomy.tokenizer(folder)
+    for one in (tokenizer, other):
+        del one.init_kwargs["vocabulary"]
     other.pad_token = "!"  # as SDXL's second tokenizer fills up its window
     unet = random_unet(
         **{

@@ -4,6 +4,7 @@ lost."""
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,9 +111,10 @@ def inpaint(model):
         strength=1.0,
         hooks=every_kind_of_hook(),
     )
-    for event in events:
-        if event.stage is Stage.DENOISED and event.step == 1:
-            return event.value
+    with closing(events):  # not left to the garbage collector, which keeps interrupts to itself
+        for event in events:
+            if event.stage is Stage.DENOISED and event.step == 1:
+                return event.value
     raise AssertionError("there is no such step")
 
 

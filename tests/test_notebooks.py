@@ -1,5 +1,6 @@
 """The notebooks run from the first cell to the last, and are kept with their outputs."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import random_pipeline, random_xl_pipeline
+from diffusers import PNDMScheduler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
+
+import sdkit
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]_*.ipynb"))
 spec = importlib.util.spec_from_file_location("build_notebooks", NOTEBOOKS[0].parent / "build.py")
@@ -38,18 +43,61 @@ def shell():
     InteractiveShell.clear_instance()
 
 
+def pictures_of(path, shell, model=None):
+    """Run a notebook, and count the pictures that it shows."""
+    shell.reset()
+    shell.display_pub.outputs.clear()
+    shell.user_ns["other"] = model
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            source = cell.source if model is None else re.sub(r"^model = .*", "model = other", cell.source, flags=re.M)
+            shell.run_cell(source).raise_error()
+    return sum(bool({"image/png", "image/jpeg"} & shown["data"].keys()) for shown in shell.display_pub.outputs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end_and_shows_what_it_says(path, shell, monkeypatch, tmp_path):
     monkeypatch.setenv("SDKIT_QUICK", "1")  # notebook 6 then trains for a few steps only
     monkeypatch.chdir(tmp_path)
-    shell.reset()
-    shell.display_pub.outputs.clear()
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            shell.run_cell(cell.source).raise_error()
-    pictures = sum(bool({"image/png", "image/jpeg"} & shown["data"].keys()) for shown in shell.display_pub.outputs)
-    assert pictures >= 5
+    assert pictures_of(path, shell) >= 5
+
+
+@pytest.fixture(scope="module")
+def like_sd1(tmp_path_factory):
+    """Random components in the layout of Stable Diffusion 1.5 and at its sizes, 512x512, but narrow; 20 steps."""
+    pipeline = random_pipeline(
+        tmp_path_factory.mktemp("tokenizer"),
+        sample_size=64,
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    return dataclasses.replace(sdkit.load(pipeline), num_inference_steps=20)
+
+
+@pytest.fixture(scope="module")
+def like_sdxl(tmp_path_factory):
+    """The same of SDXL, but smaller."""
+    pipeline = random_xl_pipeline(tmp_path_factory.mktemp("tokenizer"), sample_size=32)
+    return dataclasses.replace(sdkit.load(pipeline), num_inference_steps=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS[:5], ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_model_like_stable_diffusion_1_5(path, shell, like_sd1, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert pictures_of(path, shell, like_sd1) >= 5
+    if path.name[0] in "23":  # each works out by hand what sdkit recorded
+        (difference,) = re.findall(r"largest difference:? ([\d.e-]+)", capsys.readouterr().out)
+        assert float(difference) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_on_a_model_like_sdxl(shell, like_sdxl, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert pictures_of(NOTEBOOKS[4], shell, like_sdxl) >= 5
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

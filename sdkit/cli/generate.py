@@ -12,15 +12,15 @@ from sdkit.cli.shared import (
     Commands,
     add_arguments,
     add_model,
+    busy,
     check_model,
     check_pictures,
     load_model,
     own_warnings,
-    progress,
     settings_of,
 )
 from sdkit.inputs import paths
-from sdkit.inputs.arguments import STRENGTH, FromPicture, Settings
+from sdkit.inputs.arguments import FromPicture, Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.signatures import Stages
 from sdkit.model.schedulers import SCHEDULERS
@@ -105,11 +105,12 @@ def _rerun(options: argparse.Namespace) -> None:
 
     settings_text(options.png)
 
-    from sdkit import read_settings, rerun
-    from sdkit.model.loading import TINY
-    from sdkit.pictures import same_pixels
-
     with own_warnings():
+        with busy("getting ready"):
+            from sdkit import read_settings, rerun
+            from sdkit.model.loading import TINY
+            from sdkit.pictures import same_pixels
+
         model = options.model
         if model is not None or read_settings(options.png).get("model") == TINY:  # otherwise `rerun` says what to do
             model = load_model(options)
@@ -148,17 +149,14 @@ def _generate(options: argparse.Namespace) -> None:
     check_model(options)
     check_pictures(*pictures.values())
 
+    model = load_model(options)
+
     from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, text_to_image
     from sdkit.pictures import save_picture
 
-    model = load_model(options)
-    custom = asked.get("timesteps") or asked.get("sigmas", [])[:-1]
-    steps = len(custom) or asked.get("num_inference_steps", model.num_inference_steps)
-    if "image" in pictures:
-        steps = int(steps * asked.get("strength", STRENGTH))
-    with progress(steps) as advance:
+    with own_warnings():
         trace, maps = Trace(), AttentionMaps()
-        hooks = [advance, trace, maps] if pages else [advance]
+        hooks: list[Any] = [trace, maps] if pages else []
         make = image_to_image if "image" in pictures else text_to_image
         result = make(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
     result.save(output)

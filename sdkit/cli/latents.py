@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, check_pictures, load_model, own_warnings, progress
+from sdkit.cli.shared import Commands, add_model, busy, check_model, check_pictures, load_model, own_warnings
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import number, pick, whole
 from sdkit.inputs.paths import FPS, PICTURES, apart, chosen, film_path, picture_paths, trace_path
@@ -94,13 +94,14 @@ def _inspect(options: argparse.Namespace) -> None:
     check_model(options)
     check_pictures(options.picture)
 
+    model = load_model(options)
+
     from PIL import Image
 
     from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, round_trip
     from sdkit.pictures import save_picture
 
-    with own_warnings():
-        model = load_model(options)
+    with own_warnings(), busy("looking at the picture"):
         trip = round_trip(options.picture, model=model, tiled=options.tiled)
         picture, rgb, description = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
         ways = [
@@ -146,13 +147,14 @@ def _invert(options: argparse.Namespace) -> None:
     check_model(options)
     check_pictures(options.picture)
 
+    model = load_model(options)
+
     from sdkit import Trace, invert, round_trip, text_to_image
     from sdkit.measure import psnr
     from sdkit.pictures import save_picture, to_pixels
 
-    model = load_model(options)
-    with progress(2 * steps + (steps - keep if options.edit is not None else 0)) as advance:
-        inversion = invert(options.picture, options.prompt, model=model, num_inference_steps=steps, hooks=[advance])
+    with own_warnings():
+        inversion = invert(options.picture, options.prompt, model=model, num_inference_steps=steps)
         back = Trace()
         text_to_image(
             options.prompt,
@@ -164,10 +166,10 @@ def _invert(options: argparse.Namespace) -> None:
             height=inversion.settings["height"],
             width=inversion.settings["width"],
             seed=0,
-            hooks=[back, advance],
+            hooks=[back],
         )
         if options.edit is not None:
-            drawn = back.branch(keep, prompt=options.edit, guidance_scale=options.guidance_scale, hooks=[advance])
+            drawn = back.branch(keep, prompt=options.edit, guidance_scale=options.guidance_scale)
         else:
             drawn = back
         trip = round_trip(options.picture, model=model)
@@ -201,11 +203,12 @@ def _interpolate(options: argparse.Namespace) -> None:
     elif named := [end for end in ends if end.lower().endswith((*PICTURES, *MORE))]:
         raise ValueError(f"{named[0]!r} names a picture, but the ends are prompts; give --pictures if files are meant")
 
+    model = load_model(options)
+
     from sdkit import contact_sheet, interpolate
     from sdkit.pictures import save_picture
 
     with own_warnings():
-        model = load_model(options)
         walk = interpolate(*ends, **asked, model=model)
     walk.save(path, fps=options.fps)
     for place in sheet:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -89,10 +89,11 @@ def check_model(options: argparse.Namespace) -> None:
 
 def load_model(options: argparse.Namespace) -> Any:
     """The model of the options, with what they lay over it."""
-    from sdkit import load
-    from sdkit.model.parts import one_sentence
+    with busy(f"loading {options.model or 'the embedded model'}"):
+        from sdkit import load
+        from sdkit.model.parts import one_sentence
 
-    model = load(options.model, device=options.device, dtype=options.dtype)
+        model = load(options.model, device=options.device, dtype=options.dtype)
     scales: dict[str, float] = {}
     for file, scale in options.lora:
         scales[name := re.sub(r"\W", "_", file.stem)] = scale
@@ -107,6 +108,17 @@ def load_model(options: argparse.Namespace) -> Any:
     return model
 
 
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say in a terminal what takes its time, and take it back when it is done."""
+    seen = sys.stderr.isatty()
+    print(f"sdkit: {what} ..." if seen else "", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K" if seen else "", end="", file=sys.stderr, flush=True)
+
+
 def check_pictures(*paths: str) -> None:
     """Say which is no picture before torch is imported."""
     from sdkit.files import open_picture
@@ -115,30 +127,20 @@ def check_pictures(*paths: str) -> None:
         open_picture(path)
 
 
-@contextmanager
-def progress(steps: int) -> Iterator[Any]:
-    """A bar on standard error that the hook it gives moves on, with `own_warnings` written above it."""
-    from tqdm import tqdm
-
-    from sdkit import Stage, on
-
-    with (
-        tqdm(total=steps, unit="step", leave=False) as bar,
-        own_warnings(lambda text: bar.write(text, file=sys.stderr)),
-    ):
-        yield on(Stage.DENOISED)(lambda _: bar.update())
-
-
 def printable(text: str) -> str:
     """Text without what a terminal would take for a command: files of strangers may hold anything."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 @contextmanager
-def own_warnings(say: Callable[[str], Any] = lambda text: print(text, file=sys.stderr)) -> Iterator[None]:
-    """Warnings of sdkit in a plain line each, and none of the libraries."""
+def own_warnings() -> Iterator[None]:
+    """Warnings of sdkit in a plain line each, above a bar where there is one, and none of the libraries."""
+    from tqdm import tqdm
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module="sdkit")
-        warnings.showwarning = lambda message, *_args, **_rest: say(printable(f"sdkit: {message}"))
+        warnings.showwarning = lambda message, *_args, **_rest: tqdm.write(
+            printable(f"sdkit: {message}"), file=sys.stderr
+        )
         yield

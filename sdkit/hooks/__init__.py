@@ -72,3 +72,7 @@ __all__ = [
     "style_aligned",
     "t_gate",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

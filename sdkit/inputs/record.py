@@ -38,6 +38,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "given": (_list_of(_is(str)), "a list of the U-Net's parts"),
     "cross_attention_kwargs": (_is(dict, type(None)), "names with values"),
     "edited_by": (_list_of(_is(str)), "a list of names"),
+    "unknown_words": (_list_of(_is(str)), "a list of words"),
     "residuals": (_list_of(_is(int, float)), "a list of numbers"),
     "levels": (_list_of(_NUMBERS), "a list of noise levels"),
     "extras": (_dict_of(_is(dict, list)), "what acts beside the weights, by name"),

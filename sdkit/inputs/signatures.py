@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+PROGRESS = "whether to show a bar over the steps, in a terminal and in a notebook"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +85,7 @@ class TextToImage(Options):
     """The arguments of `text_to_image`."""
 
     prompt: str | Sequence[str] | None = argument(None, "what to draw, or a list of such")
+    progress: bool = argument(True, PROGRESS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class ImageToImage(PictureOptions):
         "FILE",
     )
     prompt: str | Sequence[str] | None = argument(None, "what to make of it")
+    progress: bool = argument(True, PROGRESS)
 
 
 @dataclass(frozen=True, eq=False)

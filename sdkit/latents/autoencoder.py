@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdkit.door import ask
+from sdkit.door import Shown
 from sdkit.inputs.checks import told, typed
 from sdkit.inputs.seeds import seed_each
 from sdkit.measure import psnr, ssim
@@ -22,7 +22,7 @@ from sdkit.process.run import generators
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class Latents(Shown):
     """The encoder's output for pictures: for every value a normal distribution, scaled as the U-Net knows latents."""
 
     mean: Tensor  # (B, C, h, w)
@@ -54,10 +54,6 @@ class Latents:
 
     def __repr__(self) -> str:
         return f"<Latents {tuple(self.mean.shape)}: mean {self.mean.mean():.3f}, std {self.mean.std():.3f}>"
-
-    def _repr_html_(self) -> str:
-        html: str = ask("show_html", self)
-        return html
 
 
 @typed()
@@ -113,7 +109,7 @@ def check_latents(model: Model, latents: Latents | Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class RoundTrip:
+class RoundTrip(Shown):
     """Pictures, what came back of them, and what the way through the latents cost."""
 
     originals: list[Image.Image]  # as they were encoded
@@ -138,6 +134,10 @@ class RoundTrip:
     def latent_bytes(self) -> int:
         """In the dtype that the latents came in."""
         return self.latents.mean[0].nbytes
+
+    def __repr__(self) -> str:
+        many = f"{len(self.images)} picture{'s' * (len(self.images) > 1)}"
+        return f"<RoundTrip of {many}: PSNR {min(self.psnr):.2f} dB, SSIM {min(self.ssim):.4f} at the worst>"
 
     def __str__(self) -> str:
         lines = [f"{'picture':>7} {'PSNR':>9} {'SSIM':>7}"]

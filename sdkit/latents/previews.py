@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sdkit.door import Shown
 from sdkit.inputs.checks import told, typed
 from sdkit.latents.autoencoder import Latents, encode
 from sdkit.measure import ColourMap, fit_colours, psnr, shrunk
@@ -24,13 +25,17 @@ _fitted: dict[str, LatentToRGB] = {}  # by the hash of the model's weights
 
 
 @dataclass(frozen=True, eq=False)
-class LatentToRGB:
+class LatentToRGB(Shown):
     """A linear map from latents to colours. Called with latents, it shows them as small pictures."""
 
     weight: Tensor  # (3, C)
     bias: Tensor  # (3,)
     r2: float  # share of the variance of unseen decoded pictures, averaged over each latent's pixels, that it explains
     psnr: float  # dB on the same
+
+    def __repr__(self) -> str:
+        channels = self.weight.shape[1]
+        return f"<LatentToRGB of {channels} channels: R2 {self.r2:.2f}, {self.psnr:.1f} dB on unseen pictures>"
 
     @typed()
     def pixels(self, latents: Latents | Tensor) -> Tensor:

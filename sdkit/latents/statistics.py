@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdkit.door import Shown
 from sdkit.events import Stage
 from sdkit.latents.autoencoder import Latents
 from sdkit.trace.trace import Trace
@@ -42,9 +43,12 @@ class Spectra:
     settled: list[int | None]  # for each ring the step from which on it agrees by at least 0.9; on the way to noise the
     # step from which on it no longer does; None if that never comes
 
+    def __repr__(self) -> str:
+        return f"<Spectra of {self.stage.value}: {len(self.steps)} steps, settled at {self.settled}>"
+
 
 @dataclass(frozen=True, eq=False)
-class Description:
+class Description(Shown):
     """Latents in numbers, from `describe`. Printed, it is a table."""
 
     channels: list[Channel]
@@ -53,6 +57,12 @@ class Description:
     correlation: Tensor  # (C, C) of the channels
     explained: Tensor  # (C,) share of the variance along each principal axis of the channels, falling
     spectra: Spectra | None  # of a trace
+
+    def __repr__(self) -> str:
+        means, stds = (
+            "[" + ", ".join(f"{getattr(c, name):.2f}" for c in self.channels) + "]" for name in ("mean", "std")
+        )
+        return f"<Description of {len(self.channels)} channels: mean {means}, std {stds}>"
 
     def __str__(self) -> str:
         lines = [f"{'channel':>7} {'mean':>8} {'std':>8} {'min':>8} {'max':>8} {'KL':>8} {'W1':>8}  correlation"]

@@ -97,9 +97,10 @@ def load(
         with _quiet():
             pipeline = pipeline_from(source, kind, config=folder, prediction_type=prediction_type)
     else:
-        with _quiet():
-            fetching = {name: given[name] for name in ("revision", "token", "local_files_only") if given[name]}
+        fetching = {name: given[name] for name in ("revision", "token", "local_files_only") if given[name]}
+        with _quiet(bars=True):
             folder = source or _fetched(str(model), fetching, variant=variant, use_safetensors=not allow_pickle or None)
+        with _quiet():
             pipeline = _from_folder(folder, kind, variant=variant, allow_pickle=allow_pickle)
     return _model(_aligned(_supported(pipeline, str(model)).to(place)), str(model))
 
@@ -260,9 +261,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what libraries say while they load that is nothing to a user: torchvision is absent by choice, a progress
-    bar over five small files, and weights that are missing, which an error of ours lists."""
+def _quiet(*, bars: bool = False) -> Iterator[None]:
+    """Silence what libraries say while they load that is nothing to a user: torchvision is absent by choice, weights
+    are missing, which an error of ours lists; and bars over a file each, while those of a download stay."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -270,7 +271,7 @@ def _quiet() -> Iterator[None]:
     levels = {lib: lib.get_verbosity() for lib in (diffusers_logging, transformers_logging)}
     for library in levels:
         library.set_verbosity_error()
-    for library in libraries:
+    for library in [] if bars else libraries:
         library.disable_progress_bar()
     try:
         yield

@@ -11,18 +11,20 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from sdkit.door import Shown
 from sdkit.inputs.arguments import Settings
 from sdkit.model import latents as latents_of
 from sdkit.model import text
 from sdkit.model.allowed import uncompiled
 from sdkit.model.condition import Condition, Control
+from sdkit.model.vocabulary import unknown_words, vocabulary_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(Shown):
     """The components of a pipeline, with the defaults that suit them.
 
     The pipeline stays whole, so whatever it carries (LoRA, textual inversion, IP-Adapter, ControlNet, offloading) keeps
@@ -36,13 +38,12 @@ class Model:
 
     def weakly(self) -> Callable[[], Model | None]:
         """What gives the model again for as long as somebody holds its pipeline."""
-        pipeline, name, steps, guidance_scale = (
-            ref(self.pipeline),
-            self.name,
-            self.num_inference_steps,
-            self.guidance_scale,
-        )
-        return lambda: None if (held := pipeline()) is None else Model(held, name, steps, guidance_scale)
+        held, rest = ref(self.pipeline), (self.name, self.num_inference_steps, self.guidance_scale)
+        return lambda: None if (pipeline := held()) is None else Model(pipeline, *rest)
+
+    def __repr__(self) -> str:
+        kind, (height, width), dtype = type(self.pipeline).__name__, self.size, str(self.dtype).removeprefix("torch.")
+        return f"<Model {self.name!r}: {kind} for {width}x{height}, {dtype} on {self.device}>"
 
     @property
     def unet(self) -> Any:
@@ -71,6 +72,15 @@ class Model:
             for name, encoder in parts
             if encoder is not None
         ]
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """All words that the model knows; empty for checkpoints, which know more than they could list."""
+        return vocabulary_of(self.tokenizer)
+
+    def unknown_words(self, *prompts: str) -> list[str]:
+        """The words of prompts that the vocabulary lacks; none where there is no vocabulary."""
+        return unknown_words(prompts, self.tokenizer)
 
     @property
     def controlnets(self) -> list[Any]:

@@ -131,11 +131,12 @@ class Asked:
             )
         scope = Scope(model.unet, checked(hooks), self, notes=False)
         wanted = torch.is_grad_enabled() and (x.requires_grad or text.requires_grad)
+        predict = (torch.enable_grad() if wanted else torch.no_grad())(model.predict)
         try:
-            with scope.at(self.step, visit.t), torch.set_grad_enabled(wanted):
+            with scope.at(self.step, visit.t):
                 scaled = self.scheduler.scale_model_input(x, visit.tensor)
                 condition = self.condition.hearing(text, len(x))
-                return model.predict(scaled, visit.tensor, condition, (self.step, len(self.visits)), scope.unet)
+                return predict(scaled, visit.tensor, condition, (self.step, len(self.visits)), scope.unet)
         finally:
             scope.close()
 

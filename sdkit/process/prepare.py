@@ -16,6 +16,7 @@ from sdkit.inputs.arguments import Settings
 from sdkit.inputs.seeds import seed_each
 from sdkit.model import schedulers
 from sdkit.model.model import Model
+from sdkit.model.vocabulary import sentence
 from sdkit.process.materials import Generators, History, Pictures, check_control, embeds_for, plain_kwargs
 from sdkit.process.run import Run, generators, surroundings
 
@@ -96,6 +97,7 @@ def prepare(
         history=history,
     )
     _check_words(run)
+    _note_unknown_words(run)
     return run
 
 
@@ -114,6 +116,21 @@ def _check_words(run: Run) -> None:
             "from the noise that it would have alone; diffusers pairs pictures and noise otherwise",
             stacklevel=6,
         )
+
+
+def _note_unknown_words(run: Run) -> None:
+    """Say and write down which words the model does not know, or that a run from nothing is asked for nothing."""
+    model, embeds, asked = run.model, run.embeds, run.settings
+    if not model.vocabulary or embeds.prompt_embeds is not None:
+        return
+    negative = asked.negative_prompt if run.guided and embeds.negative_prompt_embeds is None else None
+    refused = [negative] if isinstance(negative, str) else negative or []
+    unknown = model.unknown_words(*asked.prompts, *refused)
+    if unknown:
+        run.record["unknown_words"] = unknown
+    drawn_from_nothing = run.process == "reverse" and run.pictures.pixels is None and run.latents is None
+    if unknown or (drawn_from_nothing and not all(prompt.strip() for prompt in asked.prompts)):
+        warnings.warn(sentence(model.name, unknown, model.vocabulary), stacklevel=6)
 
 
 def _fitted(settings: Settings, model: Model, pictures: Pictures, latents: Tensor | None) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from sdkit.door import ask
+from sdkit.door import Shown
 from sdkit.inputs.paths import PICTURES, picture_paths
-from sdkit.pictures import save_picture
+from sdkit.pictures import contact_sheet, save_picture
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """Pictures and what made them."""
+class Result(Shown):
+    """Pictures and what made them. It counts and gives its pictures as a list does."""
 
     images: list[Image.Image]
     latents: Tensor  # (B, C, h, w), what diffusers returns for output_type="latent"
@@ -28,6 +29,24 @@ class Result:
     def image(self) -> Image.Image:
         """The first picture."""
         return self.images[0]
+
+    @property
+    def page(self) -> Image.Image:
+        """All of them on one page, which of a single picture is itself."""
+        return self.image if len(self.images) == 1 else contact_sheet(self.images)
+
+    def show(self) -> None:
+        """Open them with this machine's viewer of pictures, or in the notebook's cell."""
+        self.page.show()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.images[index]
 
     def __repr__(self) -> str:
         many, (width, height) = len(self.images), self.image.size
@@ -44,7 +63,3 @@ class Result:
         for index, (picture, place) in enumerate(zip(self.images, paths, strict=True)):
             save_picture(picture, place, {**self.settings, "index": self.first + index})
         return paths
-
-    def _repr_html_(self) -> str:
-        html: str = ask("show_html", self)
-        return html

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdkit.events import Stage
-from sdkit.latents.autoencoder import Latents
-from sdkit.pictures import contact_sheet
+from sdkit.latents.autoencoder import Latents, RoundTrip
+from sdkit.model.model import Model
 from sdkit.process.result import Result
 from sdkit.show.tiles import LOSSLESS, heat_colours, sheet, small, uri
 from sdkit.show.view import by_step, colours, heats, noise_share, prompt_of, spread_out, standard
@@ -33,8 +33,9 @@ HEAT = 32  # points along a side of a heat map
 
 @singledispatch
 def show_html(value: Any) -> str:
-    """A value as a notebook shows it, by its class."""
-    return _page(f"<p>{html.escape(repr(value))}</p>")
+    """A value as a notebook shows it, by its class; one without a display of its own as it is printed."""
+    text = str(value)
+    return _page(f"<pre>{html.escape(text)}</pre>" if "\n" in text else f"<p>{html.escape(text)}</p>")
 
 
 @show_html.register
@@ -43,15 +44,15 @@ def result_html(result: Result) -> str:
     settings = result.settings
     prompt = settings.get("prompt")
     name = prompt if isinstance(prompt, str) else " / ".join(prompt or [])
-    page = result.images[0] if len(result.images) == 1 else contact_sheet(result.images)
     facts = [
         ("seed", ", ".join(map(str, result.seeds or [])) or None),
         ("steps", settings.get("start", {}).get("steps")),
         ("guidance", settings.get("guidance_scale")),
         ("scheduler", settings.get("scheduler", {}).get("class", "").removesuffix("Scheduler") or None),
         ("model", settings.get("model")),
+        ("words it does not know", ", ".join(settings.get("unknown_words", [])) or None),
     ]
-    return _page(_heading(name, facts) + _picture(_pixels(page), name, min(512, max(page.width, 256))))
+    return _page(_heading(name, facts) + _whole(result.page, name))
 
 
 @show_html.register
@@ -107,6 +108,41 @@ def latents_html(latents: Latents) -> str:
     return _page(_heading("latents", [("pictures", len(mean)), ("numbers each", shape)]) + "".join(cells))
 
 
+@show_html.register
+def round_trip_html(trip: RoundTrip) -> str:
+    """Pictures, what came back of them, and the difference, with what it cost in numbers."""
+    rows = []
+    for number, (before, after, apart) in enumerate(zip(trip.originals, trip.images, trip.differences, strict=True)):
+        lost = f"what came back: PSNR {trip.psnr[number]:.2f} dB"
+        shown = (before, "the picture"), (after, lost), (apart, "the difference, four times as strong")
+        rows.append("".join(_whole(one, caption, caption) for one, caption in shown))
+    return _page(_heading("there and back", []) + "<br>".join(rows[:STRIP]) + f"<pre>{html.escape(str(trip))}</pre>")
+
+
+@show_html.register
+def model_html(model: Model) -> str:
+    """What it is, what it does by default, and the words that it knows, where it lists them."""
+    height, width = model.size
+    facts = [
+        ("pipeline", type(model.pipeline).__name__),
+        ("pictures of", f"{width}x{height}"),
+        ("computes in", f"{str(model.dtype).removeprefix('torch.')} on {model.device}"),
+        ("scheduler", type(model.scheduler).__name__.removesuffix("Scheduler")),
+        ("predicts", model.scheduler.config.prediction_type),
+        ("steps", model.num_inference_steps),
+        ("guidance", model.guidance_scale),
+    ]
+    known = f"<p>It knows these words: {html.escape(' '.join(model.vocabulary))}</p>" if model.vocabulary else ""
+    return _page(_heading(model.name, facts) + known)
+
+
+def frames_html(name: str, facts: list[tuple[str, Any]], frames: list[Image.Image], labels: list[str]) -> str:
+    """Pictures that a slider moves through."""
+    shown = spread_out(range(len(frames)), STEPS)
+    rows = [small(torch.stack([_pixels(frames[i]) for i in shown]), 256)]
+    return _page(_heading(name, facts) + _scrubber([("", rows)], [labels[i] for i in shown], []))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +161,10 @@ def _picture(pixels: Tensor, alt: str, width: int, caption: str = "", pixelated:
     kind = ' class="dots"' if pixelated else ""
     shown = f'<img{kind} src="{source}" width="{width}" alt="{html.escape(alt or "the picture", quote=True)}">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _whole(picture: Image.Image, alt: str, caption: str = "") -> str:
+    return _picture(_pixels(picture), alt, min(512, max(picture.width, 256)), html.escape(caption))
 
 
 def _scrubber(panes: list[tuple[str, list[Tensor]]], labels: list[str], words: list[str], final: str = "") -> str:

@@ -72,6 +72,7 @@ def _facts(trace: Trace, picture: int) -> list[list[str]]:
         ("scheduler", settings.get("scheduler", {}).get("class", "").removesuffix("Scheduler") or None),
         ("size", size),
         ("model", settings.get("model")),
+        ("words it does not know", ", ".join(settings.get("unknown_words", [])) or None),
         ("edited by", ", ".join(settings.get("edited_by", [])) or None),
     ]
     return [[name, str(value)] for name, value in pairs if value is not None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdkit.events import Hook, Stage, checked, run
+from sdkit.events import Hook, Stage, checked
 from sdkit.files import settings_text
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
@@ -22,7 +22,7 @@ from sdkit.pictures import same_pixels
 from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
 from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
-from sdkit.tasks.generate import result_of
+from sdkit.tasks.generate import made
 from sdkit.trace.record import value_of
 from sdkit.trace.trace import Trace
 
@@ -104,7 +104,7 @@ def rerun(
     index, many = record["index"], prepared.settings.pictures
     if not 0 <= index < many:
         raise ValueError(f"the settings in {path} are damaged: there is no picture {index} among {many}")
-    result = run(result_of(prepared))
+    result = made(prepared)
     differs = differences(record, result.settings)
     if differs:
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
@@ -179,7 +179,7 @@ def branch(
         pictures=_pictures(trace),
         history=history,
     )
-    run(result_of(prepared))
+    made(prepared)
     before = [one for one in trace.records if one.step is not None and one.step < step]
     first = next((i for i, one in enumerate(child.records) if one.step is not None), len(child.records))
     child.records[first:first] = before

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdkit.door import Shown
 from sdkit.inputs.checks import typed
 from sdkit.model.loading import load
 from sdkit.model.model import Model
@@ -44,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Shown):
     """What a picture costs, from `cost`. Printed, it is a table."""
 
     model: str
@@ -62,6 +63,10 @@ class Cost:
     def seconds(self) -> float:
         """Time of one picture: each part's measured call, as often as it is made."""
         return sum(part.calls * part.seconds for part in self.parts)
+
+    def __repr__(self) -> str:
+        size = f"{self.flops / 1e9:.1f} GFLOP in {self.seconds:.2f} s"
+        return f"<Cost of a picture of {self.model} on {self.device}: {size}>"
 
     def __str__(self) -> str:
         lines = [

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from dataclasses import fields
 from typing import Any
 
-from sdkit.events import Event, run
+from sdkit.events import Event, Stage, on, run
 from sdkit.inputs.arguments import STRENGTH, Settings
+from sdkit.inputs.checks import truth
 from sdkit.inputs.signatures import ImageToImage, Options, Stages, TextToImage, takes
 from sdkit.model.loading import load
 from sdkit.pictures import to_pil
@@ -17,6 +18,7 @@ from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
 from sdkit.process.reverse import reverse
 from sdkit.process.run import Run, begin
+from sdkit.progress import bar
 
 
 @takes(TextToImage)
@@ -34,7 +36,7 @@ def text_to_image(request: TextToImage) -> Result:
     Example:
         >>> sdkit.text_to_image("a red star on a blue background", seed=7).save("star.png")
     """
-    return run(result_of(_prepared(request, request.prompt)))
+    return made(_prepared(request, request.prompt), progress=request.progress)
 
 
 @takes(ImageToImage)
@@ -57,7 +59,7 @@ def image_to_image(request: ImageToImage) -> Result:
         raise TypeError(
             "image_to_image needs the picture to start from as its first argument; text_to_image needs none"
         )
-    return run(result_of(_from_picture(request)))
+    return made(_from_picture(request), progress=request.progress)
 
 
 @takes(Stages)
@@ -125,6 +127,14 @@ def _prepared(request: Options, prompt: Any, start: dict[str, Any] | None = None
             **pictures,
         ),
     )
+
+
+def made(one: Run, *, progress: bool = True) -> Result:
+    """The result of a prepared run, with a bar over its steps, unless its pipeline has its own switched off."""
+    truth("progress", progress)
+    wanted = progress and not getattr(one.model.pipeline, "_progress_bar_config", {}).get("disable")
+    with bar(len(one.visits), wanted=wanted) as shown:
+        return run(result_of(one), [on(Stage.DENOISED)(lambda _: shown.update())])
 
 
 def result_of(one: Run) -> Generator[Event, None, Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,13 @@ from sdkit.inputs.seeds import check_seed
 from sdkit.latents.autoencoder import Latents, check_latents, decode, encode
 from sdkit.model.loading import load
 from sdkit.model.model import Model
+from sdkit.model.vocabulary import sentence
 from sdkit.noise import lerp, slerp
 from sdkit.process.result import Result
 from sdkit.process.run import generators
+from sdkit.progress import bar
 from sdkit.show.film import save_film
+from sdkit.show.notebook import frames_html
 from sdkit.tasks.generate import text_to_image
 
 LINES = {"linear": lerp, "spherical": slerp}
@@ -52,6 +56,13 @@ class Walk:
         """The longest of the steps as a multiple of their mean: 1 where all are equally long."""
         longest, mean = max(self.steps), sum(self.steps) / len(self.steps)
         return longest / mean if mean else 1.0
+
+    def _repr_html_(self) -> str:
+        facts = [("frames", len(self.images)), ("longest step of the mean one", f"{self.evenness:.2f}")]
+        return frames_html("a walk", facts, self.images, [f"{weight:.0%} of the way" for weight in self.weights])
+
+    def __repr__(self) -> str:
+        return f"<Walk of {len(self.images)} frames: evenness {self.evenness:.2f}>"
 
     @typed()
     def save(self, path: str | Path, *, fps: float = 8) -> Path:
@@ -118,12 +129,21 @@ def interpolate(
         guidance_scale=guidance_scale,
         scheduler=scheduler,
         hooks=checked(hooks),
+        progress=False,
     )
-    at = _way(kind, (start, end), LINES[how], model, draw, prompt, seed)
+    if unknown := model.unknown_words(start, end) if kind == "prompts" else []:
+        warnings.warn(sentence(model.name, unknown, model.vocabulary), stacklevel=3)
+    frame_at = _way(kind, (start, end), LINES[how], model, draw, prompt, seed)
     weights: list[float] = np.linspace(0, 1, frames).tolist()
-    known = {weight: at(weight) for weight in weights}
-    if even:
-        weights = _even(known, at, frames)
+    with bar(frames * (1 + FURTHER * even), "frame") as shown:
+
+        def at(weight: float) -> Frame:
+            shown.update()
+            return frame_at(weight)
+
+        known = {weight: at(weight) for weight in weights}
+        if even:
+            weights = _even(known, at, frames)
     latents, images = zip(*(known[weight] for weight in weights), strict=True)
     ends = {"start": start, "end": end} if kind in ("prompts", "seeds") else {}  # tensors and pictures are no JSON
     settings = {"between": kind, **ends, "prompt": prompt, "seed": seed, "how": how, "even": even, "model": model.name}

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdkit.door import Shown
 from sdkit.inputs.checks import typed
 from sdkit.model.loading import load
 from sdkit.model.tokens import Token, Word, find, read_tokens, words_of
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(Shown):
     """What the text encoder made of a prompt."""
 
     tokens: list[Token]  # L of them, begin, end and padding included

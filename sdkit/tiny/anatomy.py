@@ -163,6 +163,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     words = "a an the on in at to with of there is one picture drawing background side left right top bottom centre"
     words += " center middle small large little big above below over under gray grey "
     words += " ".join([*COLOURS, *BACKGROUNDS, *KINDS])
+    known = dict.fromkeys([*KINDS, *COLOURS, *words.split()])  # as a reader wants them listed
     letters = list(_byte_alphabet())
     vocabulary = {piece: i for i, piece in enumerate(letters + [letter + "</w>" for letter in letters])}
     merges: list[tuple[str, str]] = []
@@ -178,7 +179,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tok = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH)
+    tok = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH, vocabulary=list(known))
     tok.save_pretrained(folder)
     return tok
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sdkit.door import Shown
 from sdkit.events import Stage
 from sdkit.measure import psnr
 from sdkit.trace.record import Record
@@ -26,8 +27,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison(Sequence[Difference]):
-    """The differences of two runs, in the order of the run."""
+class Comparison(Sequence[Difference], Shown):
+    """The differences of two runs, in the order of the run. Printed, it is a verdict and a table."""
 
     rows: list[Difference]
 
@@ -42,8 +43,26 @@ class Comparison(Sequence[Difference]):
         """The first that is not zero, or None if the runs are the same."""
         return next((row for row in self.rows if row.distance), None)
 
+    @property
+    def verdict(self) -> str:
+        """Where they part, in words."""
+        if not self.rows:
+            return "the runs recorded nothing that could be compared"
+        if self.parting is None:
+            return f"the runs are the same in all {len(self.rows)} values that both recorded"
+        others = dict.fromkeys(row.stage.value for row in self.rows if row.distance and row.step is None)
+        beside = " and ".join(others)
+        first = next((row for row in self.rows if row.distance and row.step is not None), None)
+        if first is None:
+            return f"they are the same at every step that both recorded, and differ in {beside}"
+        where = f"they part at step {first.step}, where {first.stage.value} differs by {first.distance:.4g}"
+        return f"{where}; beside the steps they differ in {beside}" if beside else where
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {len(self.rows)} values: {self.verdict}>"
+
     def __str__(self) -> str:
-        lines = [f"{'stage':14} {'step':>4} {'cosine':>9} {'distance':>10} {'PSNR':>7}"]
+        lines = [self.verdict, "", f"{'stage':14} {'step':>4} {'cosine':>9} {'distance':>10} {'PSNR':>7}"]
         for row in self.rows:
             step, ratio = "" if row.step is None else row.step, "" if row.psnr is None else f"{row.psnr:.2f}"
             where = f"{row.stage.value:14} {step:>4}"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdkit.door import ask
+from sdkit.door import Shown, ask
 from sdkit.events import INNER, Edit, Event, Hook, Stage
 from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import instance, pick, size_in_bytes, typed
@@ -29,7 +29,7 @@ from sdkit.trace.compare import Comparison, compare
 from sdkit.trace.record import Record
 
 
-class Trace:
+class Trace(Shown):
     """A hook that records one run.
 
     Args:
@@ -307,10 +307,6 @@ class Trace:
         """
         page: Path = ask("write_report", self, path, maps=maps, other=other, picture=picture)
         return page
-
-    def _repr_html_(self) -> str:
-        html: str = ask("show_html", self)
-        return html
 
 
 def _stage(stage: Stage | str) -> Stage:

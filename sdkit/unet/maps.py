@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdkit.door import ask
+from sdkit.door import Shown
 from sdkit.events import Event, Stage
 from sdkit.inputs.checks import instance, size_in_bytes, typed
 from sdkit.model.tokens import Word, find, places_of
@@ -29,7 +29,7 @@ MOST_WAITING = 2**23  # queries
 AT_ONCE = 8  # steps of a layer in one operation, so that what comes between stays in the cache
 
 
-class AttentionMaps:
+class AttentionMaps(Shown):
     """A hook that keeps where each word looked: the cross-attention of one run, without changing it.
 
     Args:
@@ -343,10 +343,6 @@ class AttentionMaps:
         if not set(places) <= set(self._columns):
             raise ValueError(f"{word!r} was not kept; AttentionMaps keeps {_listed(self.chosen)}")
         return [self._columns.index(place) for place in places]
-
-    def _repr_html_(self) -> str:
-        html: str = ask("show_html", self)
-        return html
 
     def __repr__(self) -> str:
         if not self.steps:

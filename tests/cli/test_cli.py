@@ -2,10 +2,13 @@ import dataclasses
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -417,6 +420,8 @@ def test_a_reader_that_has_gone_ends_it_quietly():
 
 SAYING = """
 import sys
+import termios
+from contextlib import suppress
 class Saying:
     def find_spec(self, name, *_):
         if name == sys.argv[1]:
@@ -439,14 +444,18 @@ sys.exit(main(sys.argv[2:]))
 def test_ctrl_c_at_any_moment_ends_it_with_one_line(moment, tmp_path):
     """While a module is imported, or once the steps have begun."""
     arguments = [moment, "generate", "a star", "--num-inference-steps", "1000", "-o", "a.png"]
-    with subprocess.Popen(
-        [sys.executable, "-c", SAYING, *arguments], stderr=subprocess.PIPE, text=True, bufsize=1, cwd=tmp_path
-    ) as process:
+    ours, theirs = pty.openpty()  # where nobody sees the bar, there is none
+    termios.tcsetwinsize(theirs, (24, 100))
+    with subprocess.Popen([sys.executable, "-c", SAYING, *arguments], stderr=theirs, cwd=tmp_path) as process:
+        os.close(theirs)
         said = ""
-        while not re.search("now\n|0/1000", said):
-            said += process.stderr.read(1)
+        while not re.search("now\r?\n|0/1000", said):
+            said += os.read(ours, 1).decode(errors="replace")
         process.send_signal(signal.SIGINT)
-        said = process.stderr.read().replace("\r", "\n")
+        with suppress(OSError):  # once nobody writes any more
+            while more := os.read(ours, 1000):
+                said += more.decode(errors="replace")
+    os.close(ours)
     assert said.count("sdkit: interrupted") == 1
     assert "Traceback" not in said
     assert process.returncode == 130

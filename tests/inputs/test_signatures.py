@@ -18,6 +18,7 @@ OURS = {  # names that diffusers does not have, or has elsewhere than in a pipel
     "hooks",
     "long_prompt",
     "model",
+    "progress",
     "scheduler",
     "seed",
 }

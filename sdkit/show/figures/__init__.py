@@ -20,3 +20,7 @@ __all__ = [
     "word_maps",
     "words_over_time",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
