@@ -55,6 +55,17 @@ def pictures_of(path, shell, model=None):
     return sum(bool({"image/png", "image/jpeg"} & shown["data"].keys()) for shown in shell.display_pub.outputs)
 
 
+def test_a_preview_shows_each_picture_in_the_place_of_the_one_before(shell):
+    shell.display_pub.outputs.clear()
+    run = 'sdkit.text_to_image("a red star", seed=7, num_inference_steps=4, hooks=[hook])'
+    shell.run_cell(f"import sdkit\nhook = sdkit.hooks.preview(every=2)\n{run}\n{run}\nNone").raise_error()
+    shown = [(one["transient"]["display_id"], one["update"]) for one in shell.display_pub.outputs]
+    places = list(dict(shown))
+    assert len(places) == 2  # each run has one of its own
+    assert shown == [(place, again) for place in places for again in (False, True, True)]
+    assert all("image/png" in one["data"] for one in shell.display_pub.outputs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end_and_shows_what_it_says(path, shell, monkeypatch, tmp_path):

@@ -10,16 +10,38 @@ from PIL import Image
 
 from sdkit.events import Event, Hook, Stage, on
 from sdkit.inputs.checks import typed
-from sdkit.pictures import to_pil
+from sdkit.pictures import contact_sheet, to_pil
 
 
 @typed(every=(1, math.inf))
-def preview(show: Callable[[int, list[Image.Image]], Any], every: int = 1) -> Hook:
-    """Decode the x0 of each n-th step and call `show(step, pictures)`."""
+def preview(show: Callable[[int, list[Image.Image]], Any] | None = None, every: int = 1) -> Hook:
+    """Decode the x0 of each n-th step, and see the picture form.
+
+    Args:
+        show: called with the step and the pictures; by default they appear below the cell of a notebook, each in the
+            place of the one before.
+
+    Raises:
+        ImportError: this is no notebook, and `show` is not given.
+    """
+    if show is None:
+        try:
+            from IPython.display import display
+        except ImportError:
+            raise ImportError(
+                "there is no notebook to show pictures in; give show, a function of (step, pictures)"
+            ) from None
 
     @on(Stage.DENOISED)
     def preview(event: Event) -> None:
-        if event.step is not None and event.step % every == 0:
-            show(event.step, to_pil(event.run.model.decode(event.value)))
+        if event.step is None or event.step % every:
+            return
+        pictures = to_pil(event.run.model.decode(event.value))
+        if show is not None:
+            show(event.step, pictures)
+            return
+        page = pictures[0] if len(pictures) == 1 else contact_sheet(pictures)
+        cell: Any = event.run.keep(preview, lambda: display(page, display_id=True))  # type: ignore[no-untyped-call]
+        cell.update(page)
 
     return preview

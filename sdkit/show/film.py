@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.functional import interpolate
 from sdkit.events import Stage
 from sdkit.files import whole_file
 from sdkit.inputs.checks import pick, typed
-from sdkit.inputs.paths import film_path
+from sdkit.inputs.paths import FPS, film_path
 from sdkit.measure import ColourMap
 from sdkit.show.view import by_step, check_picture, colours, guided, noise_share, standard
 from sdkit.trace.record import Record
@@ -22,8 +23,8 @@ from sdkit.trace.trace import Trace
 
 SHOWN = (Stage.LATENT, Stage.NOISE, Stage.GUIDED, Stage.DENOISED, Stage.IMAGE)
 BAR = 40  # pixels of the caption
-FPS = (0.01, 1000.0)  # what films can hold
 HOLD = 1.5  # seconds that the last frame stays
+GIF_FPS = 50  # faster ones are shown at 10 by browsers
 
 
 @typed(fps=FPS, side=(1, 8192))
@@ -109,28 +110,37 @@ def _frame(pixels: Tensor, size: tuple[int, int], left: str, right: str, done: f
 
 
 @typed(fps=FPS, hold=(0, 60))
-def save_film(frames: Sequence[Image.Image], path: str | Path, fps: float, *, hold: float = 0.0) -> Path:
+def save_film(
+    frames: Sequence[Image.Image], path: str | Path, fps: float, *, hold: float = 0.0, hold_first: float = 0.0
+) -> Path:
     """Write pictures of one size as a film, by the file's ending: .gif or .webp, which repeat, or .mp4 (extra "plots").
 
     Args:
-        fps: frames a second.
-        hold: seconds that the last frame stays; by default as long as the others.
+        fps: frames a second, of a GIF at most 50.
+        hold, hold_first: seconds that the last frame and the first stay; by default as long as the others.
     """
     path = film_path(path)
+    if path.suffix.lower() == ".gif" and fps > GIF_FPS:
+        raise ValueError(f"a GIF shows at most {GIF_FPS} frames a second, but fps is {fps:g}; write .webp or .mp4")
     with whole_file(path) as part:
-        _write_film(frames, part, fps, hold)
+        _write_film(frames, part, fps, hold, hold_first)
     return path
 
 
-def _write_film(frames: Sequence[Image.Image], path: Path, fps: float, hold: float) -> None:
+def _write_film(frames: Sequence[Image.Image], path: Path, fps: float, hold: float, hold_first: float) -> None:
     kind = path.suffix.lower()
     if kind == ".mp4":
-        _write_mp4([*frames, *[frames[-1]] * round(fps * hold)], path, fps)
+        more_of_first, more_of_last = ([frames[end]] * round(fps * time) for end, time in ((0, hold_first), (-1, hold)))
+        _write_mp4([*more_of_first, *frames, *more_of_last], path, fps)
         return
     if kind == ".gif":  # 256 colours for each frame, the rare ones of small letters among them
         most = Image.Quantize.MAXCOVERAGE
         frames = [frame.quantize(256, method=most, dither=Image.Dither.NONE) for frame in frames]
-    times = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * (hold or 1 / fps))]
+    tick = 10 if kind == ".gif" else 1  # milliseconds: a GIF counts hundredths of a second
+    ends = [tick * round(1000 * index / fps / tick) for index in range(len(frames) + 1)]
+    times = [after - before for before, after in pairwise(ends)]
+    times[0] = round(1000 * hold_first) or times[0]
+    times[-1] = round(1000 * hold) or times[-1]
     more: dict[str, Any] = {"lossless": True} if kind == ".webp" else {"optimize": False}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **more)
 

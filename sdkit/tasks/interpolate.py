@@ -26,7 +26,7 @@ from sdkit.noise import lerp, slerp
 from sdkit.process.result import Result
 from sdkit.process.run import generators
 from sdkit.progress import bar
-from sdkit.show.film import save_film
+from sdkit.show.film import HOLD, save_film
 from sdkit.show.notebook import frames_html
 from sdkit.tasks.generate import text_to_image
 
@@ -66,8 +66,10 @@ class Walk:
 
     @typed()
     def save(self, path: str | Path, *, fps: float = 8) -> Path:
-        """Write the frames as a film, by the file's ending: .gif, .webp, or .mp4 (needs the extra "plots")."""
-        return save_film(self.images, path, fps)
+        """Write the frames as a film, by the file's ending: .gif, .webp, or .mp4 (needs the extra "plots").
+
+        The ends stay for a while."""
+        return save_film(self.images, path, fps, hold=HOLD, hold_first=HOLD)
 
 
 @typed(frames=(2, 10_000), num_inference_steps=(1, 10_000))

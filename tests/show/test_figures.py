@@ -132,11 +132,12 @@ def test_guidance_of_a_run_without_it_is_refused(tiny):
 
 def test_word_maps_lay_the_heat_over_the_picture(seen, heat):
     found = [axis for axis in panels(plots.word_maps(seen, heat)) if axis.get_title()]
-    assert [axis.get_title() for axis in found] == heat.words
-    grey = (seen[Stage.IMAGE][0].value[0] / 2 + 0.5).mean(dim=0)
-    assert torch.allclose(shown(found[1], 0), grey)
-    assert torch.equal(shown(found[1], 1), heat.heat("star"))
-    (one,) = [axis for axis in panels(plots.word_maps(seen, heat, ["blue"], step=2)) if axis.get_title()]
+    assert [axis.get_title() for axis in found] == ["the picture", *heat.words]
+    picture = seen[Stage.IMAGE][0].value[0] / 2 + 0.5
+    assert torch.allclose(shown(found[0], 0), picture.clamp(0, 1).movedim(0, -1))
+    assert torch.allclose(shown(found[2], 0), picture.mean(dim=0))
+    assert torch.equal(shown(found[2], 1), heat.heat("star"))
+    _, one = [axis for axis in panels(plots.word_maps(seen, heat, ["blue"], step=2)) if axis.get_title()]
     assert torch.equal(shown(one, 1), heat.heat("blue", step=2))
 
 

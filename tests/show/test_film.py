@@ -9,7 +9,7 @@ from PIL import Image
 
 import sdkit
 from sdkit import Stage, Trace
-from sdkit.show.film import BAR, frames
+from sdkit.show.film import BAR, frames, save_film
 from sdkit.show.view import colours
 
 
@@ -28,6 +28,24 @@ def test_a_film_has_a_frame_for_each_step_and_ends_with_the_picture(seen, tmp_pa
     last = film[-1][0].crop((0, 0, 384, 384)).resize((128, 128), Image.Resampling.NEAREST)
     assert last.tobytes() == seen.images[0].tobytes()
     assert [time for _, time in film] == [100] * 6 + [1500]
+
+
+def test_a_gif_keeps_its_pace_on_the_whole_and_says_what_it_cannot(seen, tmp_path):
+    film = read(sdkit.animate(seen, tmp_path / "run.gif", side=16, fps=30))
+    assert [time for _, time in film] == [30, 40, 30, 30, 40, 30, 1500]
+    with pytest.raises(
+        ValueError, match=r"^a GIF shows at most 50 frames a second, but fps is 60; write .webp or .mp4$"
+    ):
+        sdkit.animate(seen, tmp_path / "run.gif", fps=60)
+
+
+def test_both_ends_of_a_walk_stay_for_a_while(walk, tmp_path):
+    assert [
+        time
+        for _, time in read(
+            save_film(frames(walk, "image", side=16)[:4], tmp_path / "a.gif", 8, hold=1.5, hold_first=1)
+        )
+    ] == [1000, 130, 130, 1500]
 
 
 def test_a_gif_has_the_same_frames_in_fewer_colours(seen, tmp_path):

@@ -62,7 +62,8 @@ def end_of(trace: Trace, picture: int, *, first: bool = False) -> Tensor | None:
 
 
 def step_title(step: int, trace: Trace) -> str:
-    return f"step {step}" + (f"\nt = {trace.levels[step].t}" if step in trace.levels else "\n")
+    name = "level" if trace.settings.get("process") == "forward" else "step"
+    return f"{name} {step}" + (f"\nt = {trace.levels[step].t}" if step in trace.levels else "\n")
 
 
 def colour_note(true: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sdkit.events import Stage
 from sdkit.inputs.checks import typed
-from sdkit.show.figures.panels import behind, heat_bar, lay_over, literal, step_title
+from sdkit.show.figures.panels import behind, heat_bar, lay_over, literal, show_picture, step_title
 from sdkit.show.style import Figure, drawn
 from sdkit.show.view import Heat, by_step, check_picture, colours, heats, spread_out
 from sdkit.trace.trace import Trace
@@ -37,15 +37,16 @@ def word_maps(
     if not words:
         raise ValueError("the maps hold no words to draw; give them to a run whose prompt has some")
     picture_behind = behind(trace, picture)
-    rows = math.ceil(len(words) / 5)
-    columns = math.ceil(len(words) / rows)
+    rows = math.ceil((len(words) + 1) / 5)
+    columns = math.ceil((len(words) + 1) / rows)
     when = "over the whole run" if step is None else f"at step {step}"
     with drawn(2.7 * columns + 1, 2.9 * rows + 0.8, f"Where each word acts, {when}", dark=dark) as figure:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axis, word in zip(axes, words, strict=False):
+        show_picture(axes[0], picture_behind, "the picture")
+        for axis, word in zip(axes[1:], words, strict=False):
             lay_over(axis, picture_behind, maps.heat(word, step=step, picture=picture))
             axis.set_title(literal(word))
-        for axis in axes[len(words) :]:
+        for axis in axes[len(words) + 1 :]:
             axis.set_axis_off()
         heat_bar(figure, axes)
     return figure
