@@ -72,6 +72,7 @@ def executed(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     begin(path, notebook)
     root = str(HERE.parent)
+    os.environ["TQDM_DISABLE"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))  # of the kernel
     with TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()

@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `sdkit`; returns the exit status: 0, 2 for what the user should change, said in one sentence, or 130 where it
     was interrupted."""
+    # Read when torch is imported: threads of OpenMP that wait spin, and on a busy machine keep others from their work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         try:
             with _ending_at_once():

@@ -25,7 +25,7 @@ from sdkit.inputs.checks import pick
 from sdkit.inputs.signatures import Stages
 from sdkit.model.schedulers import SCHEDULERS
 
-PICTURES = ("image", "mask_image", "control_image")  # options that are files
+PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image")  # options that are files
 GROUPS = {  # of the options, as --help has them
     "what to draw": ("negative_prompt", "height", "width", "num_images_per_prompt", "seed"),
     "a picture to start from": ("image", "mask_image", "strength", "padding_mask_crop", "denoising_start"),
@@ -43,6 +43,7 @@ GROUPS = {  # of the options, as --help has them
         *("control_image", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
         "guess_mode",
     ),
+    "for an IP-Adapter": ("ip_adapter_image",),
 }
 
 
@@ -89,6 +90,7 @@ def add_to(commands: Commands) -> None:
         "--mask-image", metavar="FILE", help="the mask under which it was painted anew, if there was one"
     )
     again.add_argument("--control-image", metavar="FILE", help="the picture that its ControlNet went by")
+    again.add_argument("--ip-adapter-image", metavar="FILE", help="the picture that its IP-Adapter went by")
     add_model(again, default="what the picture names")
     again.set_defaults(do=_rerun)
 
@@ -119,6 +121,7 @@ def _rerun(options: argparse.Namespace) -> None:
             image=options.image,
             mask_image=options.mask_image,
             control_image=options.control_image,
+            ip_adapter_image=options.ip_adapter_image,
             model=model,
         )
     result.save(path)

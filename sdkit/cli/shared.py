@@ -58,6 +58,9 @@ def add_model(parser: argparse.ArgumentParser, default: str = "the embedded mode
     more: dict[str, Any] = {"default": [], "action": "append", "type": _file_and_scale}
     add("--lora", metavar="FILE[:SCALE]", help="a LoRA to lay over the model (scale: 1); several add up", **more)
     add("--textual-inversion", metavar="FILE", help="a word for the prompt, which is the file's name", **more)
+    meaning = "an IP-Adapter, with the folder image_encoder beside it (scale: 1); --ip-adapter-image is what it goes by"
+    add("--ip-adapter", metavar="FILE[:SCALE]", help=meaning, **more)
+    add("--controlnet", metavar="FOLDER", default=None, help="a ControlNet; --control-image is what it goes by")
 
 
 def _file_and_scale(text: str) -> tuple[Path, float]:
@@ -79,12 +82,17 @@ def check_model(options: argparse.Namespace) -> None:
         pick("dtype", options.dtype, DTYPES)
     if options.model is not None:
         model_source(options.model)
-    for file, scale in [*options.lora, *options.textual_inversion]:
+    for file, scale in [*options.lora, *options.textual_inversion, *options.ip_adapter]:
         number(f"the scale of {str(file)!r}", scale, -100, 100)
         if file.suffix != ".safetensors" or not file.is_file():
             raise FileNotFoundError(f"there is no file {str(file)!r} that ends in .safetensors")
         if options.model is None:
             raise ValueError(f"{str(file)!r} goes with a model that --model names; the embedded one takes none")
+    if options.controlnet is not None:
+        if not Path(options.controlnet, "config.json").is_file():
+            raise FileNotFoundError(f"there is no folder {options.controlnet!r} with a ControlNet in diffusers' layout")
+        if options.model is None:
+            raise ValueError("--controlnet goes with a model that --model names; the embedded one takes none")
 
 
 def load_model(options: argparse.Namespace) -> Any:
@@ -103,9 +111,33 @@ def load_model(options: argparse.Namespace) -> Any:
     for file, _ in options.textual_inversion:
         with one_sentence(file, "a textual inversion for this model"):
             model.pipeline.load_textual_inversion(str(file), token=file.stem)
+    if options.ip_adapter:
+        files = [file for file, _ in options.ip_adapter]
+        with one_sentence(files[0], "an IP-Adapter for this model"):
+            model.pipeline.load_ip_adapter(
+                [str(file.parent) for file in files], subfolder="", weight_name=[file.name for file in files]
+            )
+            model.pipeline.set_ip_adapter_scale([scale for _, scale in options.ip_adapter])
+    if options.controlnet is not None:
+        model = with_controlnet(model, Path(options.controlnet))
     with suppress(ValueError):  # in a thread, where no signals come
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to tidy up
     return model
+
+
+def with_controlnet(model: Any, folder: Path) -> Any:
+    """The same model, its pipeline with a ControlNet."""
+    from dataclasses import replace
+
+    from diffusers import AutoPipelineForText2Image, ControlNetModel
+
+    from sdkit.model.parts import one_sentence
+
+    with one_sentence(folder, "a ControlNet for this model"):
+        net = ControlNetModel.from_pretrained(
+            str(folder), dtype=model.dtype, use_safetensors=True, local_files_only=True
+        ).to(model.device)
+        return replace(model, pipeline=AutoPipelineForText2Image.from_pipe(model.pipeline, controlnet=net))
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Options(Arguments):
     pooled_prompt_embeds: Tensor | None = argument(None, "(P, D'), which SDXL needs beside prompt_embeds")
     negative_pooled_prompt_embeds: Tensor | None = argument(None, "the same beside negative_prompt_embeds")
     ip_adapter_image: Any = argument(
-        None, "a picture to go by, or a list with one for each IP-Adapter that the pipeline carries"
+        None, "a picture to go by, or a list with one for each IP-Adapter that the pipeline carries", "FILE"
     )
     ip_adapter_image_embeds: list[Tensor] | None = argument(None, "the same as embeddings, as diffusers takes them")
     control_image: Any = argument(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from carried import random_controlnet, save_ip_adapter, with_controlnet
 from conftest import random_pipeline
 from PIL import Image
 from safetensors.torch import save_file
@@ -100,6 +101,38 @@ def test_a_lora_and_a_textual_inversion_are_laid_over_the_model(tmp_path, capsys
     assert "toy.safetensors' is incomplete or damaged" in capsys.readouterr().err
 
 
+def test_a_controlnet_and_an_ip_adapter_are_laid_over_the_model(tmp_path, capsys):
+    pipeline = random_pipeline(tmp_path)
+    pipeline.save_pretrained(tmp_path / "model")
+    net = random_controlnet(pipeline, 3)
+    net.save_pretrained(tmp_path / "net")
+    save_ip_adapter(pipeline, tmp_path / "style.safetensors")
+    pipeline.set_ip_adapter_scale(0.5)
+    edges, style = tmp_path / "edges.png", tmp_path / "style.png"
+    draw("a red star", seed=1).save(edges)
+    draw("a green tree", seed=1).save(style)
+    expected = sdkit.text_to_image(
+        "a star",
+        model=with_controlnet(pipeline, net),
+        control_image=edges,
+        ip_adapter_image=style,
+        num_inference_steps=2,
+        seed=1,
+        height=64,
+        width=64,
+    )
+    out, options = tmp_path / "a.png", ["--model", str(tmp_path / "model"), "--device", "cpu"]
+    options += ["--controlnet", str(tmp_path / "net"), "--ip-adapter", str(tmp_path / "style.safetensors") + ":0.5"]
+    given = ["--control-image", str(edges), "--ip-adapter-image", str(style)]
+    size = ["--height", "64", "--width", "64", "--num-inference-steps", "2", "--seed", "1"]
+    assert main(["generate", "a star", "-o", str(out), *size, *options, *given]) == 0
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected.image))
+    assert main(["rerun", str(out), "-o", str(tmp_path / "b.png"), *options, *given]) == 0
+    assert "b.png  the same bytes as" in capsys.readouterr().out
+    assert main(["generate", "a star", "-o", str(out), *options[:-1], str(edges), *given]) == 2
+    assert "edges.png' that ends in .safetensors" in capsys.readouterr().err
+
+
 def test_words_that_are_left_out_are_said(tmp_path, capsys):
     prompt = "a red star " * 15
     assert main(["generate", prompt, "--num-inference-steps", "1", "-o", str(tmp_path / "a.png")]) == 0
@@ -149,6 +182,7 @@ MISTAKES = [  # with the words that answer each
         ["generate", "a star", "--lora", "a.safetensors:0.5"],
         "there is no file 'a.safetensors' that ends in .safetensors",
     ),
+    (["generate", "a star", "--controlnet", "no"], "there is no folder 'no' with a ControlNet in diffusers' layout"),
     (["generate", "a star", "--lora", "plain.png"], "there is no file 'plain.png' that ends in .safetensors"),
     (["generate", "a star", "--lora", "empty.safetensors"], "'empty.safetensors' goes with a model that --model names"),
     (["generate", "a star", "-o", "/proc/self/a.png"], "nothing can be written to the folder '/proc/self'"),
@@ -460,3 +494,11 @@ def test_ctrl_c_at_any_moment_ends_it_with_one_line(moment, tmp_path):
     assert "Traceback" not in said
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_that_wait_leave_a_busy_machine_to_others_unless_the_user_wants_it_otherwise(monkeypatch, chosen):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY") if chosen is None else monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    main([])
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")

@@ -2,12 +2,11 @@
 
 import warnings
 
-import diffusers
 import pytest
 import torch
+from carried import random_controlnet, with_controlnet, with_ip_adapter
 from conftest import random_pipeline, random_xl_pipeline
 from test_parity import assert_same, by_diffusers, kind_of, photo, reference_scheduler, task_arguments
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import sdkit
 
@@ -55,38 +54,6 @@ def test_an_inverted_word_of_several_vectors_is_heard_as_in_diffusers(tmp_path):
     assert not torch.equal(result.latents, ours(pipeline, {**RUN, "prompt": "a on a white background"}).latents)
 
 
-def with_ip_adapter(pipeline):
-    """The pipeline with a random IP-Adapter of four tokens a picture."""
-    torch.manual_seed(1)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=16,
-    )
-    encoder, extractor = CLIPVisionModelWithProjection(vision).eval(), CLIPImageProcessor(size=32, crop_size=32)
-    pipeline.register_modules(image_encoder=encoder, feature_extractor=extractor)
-    width = pipeline.unet.config.cross_attention_dim
-    layers = [name for name in pipeline.unet.attn_processors if "attn2" in name]
-    keys = {}
-    for i, name in enumerate(layers):
-        hidden = pipeline.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-        keys |= {f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(hidden, width) * 0.3 for part in "kv"}
-    projection = {
-        "proj.weight": torch.randn(4 * width, 16) * 0.3,
-        "proj.bias": torch.zeros(4 * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-    }
-    pipeline.load_ip_adapter(
-        {"image_proj": projection, "ip_adapter": keys}, subfolder=None, weight_name=None, image_encoder_folder=None
-    )
-    return pipeline
-
-
 @pytest.mark.parametrize("family", MAKERS)
 def test_a_picture_guides_through_an_ip_adapter_as_in_diffusers(family, tmp_path):
     pipeline = with_ip_adapter(MAKERS[family](tmp_path))
@@ -114,24 +81,6 @@ def test_what_no_ip_adapter_hears_is_said(sd1):
         sdkit.text_to_image("a star", model=sd1, ip_adapter_image=photo(0))
     with pytest.raises(ValueError, match="carries no ControlNet; load a pipeline with one"):
         sdkit.text_to_image("a star", model=sd1, control_image=photo(0))
-
-
-def random_controlnet(pipeline, seed, **options):
-    torch.manual_seed(seed)
-    net = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
-    for weight in net.parameters():  # its last layers start at zero, and would add nothing
-        weight.data.normal_(std=0.1)
-    net.register_to_config(**options)
-    return net.eval()
-
-
-def with_controlnet(pipeline, net, what=""):
-    family = "StableDiffusionXL" if hasattr(pipeline, "text_encoder_2") else "StableDiffusion"
-    kind = getattr(diffusers, f"{family}ControlNet{what}Pipeline")
-    plain = {} if hasattr(pipeline, "text_encoder_2") else {"requires_safety_checker": False}
-    made = kind(**pipeline.components, controlnet=net, **plain)
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 @pytest.mark.parametrize("family", MAKERS)

@@ -5,8 +5,8 @@ import itertools
 import diffusers
 import pytest
 import torch
+from carried import random_controlnet, with_controlnet
 from conftest import MAKERS, random_pipeline
-from test_adapters import random_controlnet, with_controlnet
 from test_parity import photo
 
 import sdkit

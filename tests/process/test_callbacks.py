@@ -4,6 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from carried import random_controlnet, with_controlnet, with_ip_adapter
 from conftest import SD2, random_pipeline, random_xl_pipeline
 from diffusers.callbacks import (
     IPAdapterScaleCutoffCallback,
@@ -12,7 +13,6 @@ from diffusers.callbacks import (
     SDXLCFGCutoffCallback,
     SDXLControlnetCFGCutoffCallback,
 )
-from test_adapters import random_controlnet, with_controlnet, with_ip_adapter
 from test_parity import MASK, kind_of, photo, reference_scheduler
 
 import sdkit

@@ -8,9 +8,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from carried import random_controlnet, with_controlnet, with_ip_adapter
 from conftest import random_pipeline, random_xl_pipeline
 from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny
-from test_adapters import random_controlnet, with_controlnet, with_ip_adapter
 from test_parity import MASK, assert_same, by_diffusers, kind_of, photo, reference_scheduler
 
 import sdkit
