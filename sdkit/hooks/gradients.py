@@ -26,8 +26,8 @@ def steer(loss: Loss, scale: float) -> Hook:
 
     Example:
         >>> goal = sdkit.encode(picture).mean
-        >>> nearer = sdkit.hooks.steer(lambda x0: (x0 - goal).square().mean(), scale=2.0)
-        >>> sdkit.text_to_image("a red star", seed=1, hooks=[nearer])
+        >>> nearer = sdkit.hooks.steer(lambda x0: (x0 - goal).square().mean(), scale=4.0)
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[nearer])
     """
 
     @on(Stage.DENOISED)
