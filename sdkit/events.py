@@ -92,7 +92,15 @@ class Event:
 
     def later(self, function: Callable[[Event], Any]) -> None:
         """Have a function called once every hook and the loop that drives the run have left this event, as a `Trace`
-        does to keep the value as they left it."""
+        does to keep the value as they left it.
+
+        Example:
+            >>> @sdkit.on(Stage.GUIDED, steps=[12])
+            ... def look(event):
+            ...     event.later(print)
+            >>> result = sdkit.text_to_image("a red star", seed=7, hooks=[look])
+            stage 'guided', step 12 (t=399)
+        """
         if function not in self._later:
             self._later.append(function)
 
@@ -121,6 +129,13 @@ def tap(
         TypeError: what was assigned is not a tensor.
         ValueError: it has another shape, dtype or device, or the value was changed in place instead (which cannot be
             noticed under `torch.inference_mode`).
+
+    Example:
+        >>> def process(x):
+        ...     x = yield from sdkit.tap(Stage.LATENT, x)
+        ...     return 2 * x
+        >>> sdkit.run(process(torch.ones(3)))
+        tensor([2., 2., 2.])
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"value must be a tensor, but is {_told(value)}")
@@ -204,6 +219,10 @@ def run(events: Generator[Event, None, T], hooks: Iterable[Hook] = ()) -> T:
         TypeError: hooks is a single one, or something in it cannot be called.
         ValueError: a hook names a stage inside the U-Net, which events that are under way no longer show: give it to
             the function that begins the run.
+
+    Example:
+        >>> recording = sdkit.Trace()
+        >>> result = sdkit.run(sdkit.stages("a red star", seed=7), hooks=[recording])
     """
     hooks = checked(hooks)
     if not isinstance(events, Generator):
@@ -250,6 +269,9 @@ def on(*stages: Stage | str, layer: str | None = None, steps: Container[int] | N
     Args:
         layer: only at this part of the U-Net and what lies within it, such as "mid_block" or "up_blocks.1".
         steps: only at these steps, such as `range(10)`.
+
+    Returns:
+        A decorator, which makes the narrower hook of a hook.
 
     Example:
         >>> @sdkit.on(Stage.DENOISED)

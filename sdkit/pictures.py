@@ -273,7 +273,13 @@ def same_pixels(path: str | Path, picture: Image.Image) -> bool:
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
-    """All pictures on one page, row by row, `gap` pixels apart; about as wide as high unless `columns` is given."""
+    """All pictures on one page, row by row, `gap` pixels apart; about as wide as high unless `columns` is given.
+
+    Example:
+        >>> result = sdkit.text_to_image("a red star", seed=7, num_images_per_prompt=4)
+        >>> sdkit.contact_sheet(result.images).size
+        (268, 268)
+    """
     if not isinstance(pictures, list | tuple) or not all(isinstance(one, Image.Image) for one in pictures):
         raise TypeError("a contact sheet takes a list of PIL pictures, such as result.images; open files with PIL")
     if not pictures:

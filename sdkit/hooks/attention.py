@@ -19,7 +19,11 @@ from sdkit.unet.maps import AttentionMaps
 @typed()
 def reweight(word: str, factor: float) -> Hook:
     """Multiply the attention that a word gets by `factor`: above 1 there is more of it, below 1 less (Hertz et al.
-    2022, arXiv:2208.01626, section 3)."""
+    2022, arXiv:2208.01626, section 3).
+
+    Example:
+        >>> sdkit.text_to_image("a red star on a blue background", seed=7, hooks=[sdkit.hooks.reweight("blue", 2.0)])
+    """
 
     @on(Stage.ATTENTION)
     def reweight(event: Event) -> None:
@@ -42,6 +46,11 @@ def keep_layout(trace: Trace, until: float = 0.8) -> Hook:
 
     Args:
         trace: of a run from the same seed with as many steps, recorded with `Trace(["tokens", "attention"])`.
+
+    Example:
+        >>> source = sdkit.Trace(["tokens", "attention"])
+        >>> star = sdkit.text_to_image("a red star", seed=7, hooks=[source])
+        >>> cat = sdkit.text_to_image("a red cat", seed=7, hooks=[sdkit.hooks.keep_layout(source)])
     """
     source = _recorded(trace, Stage.ATTENTION)
 
@@ -68,6 +77,11 @@ def keep_self_attention(trace: Trace, until: float = 0.5) -> Hook:
     Args:
         trace: of a run with as many pictures, the same size and as many steps, recorded with
             `Trace(["self_attention"])`. Of a run without guidance it serves both halves of one with guidance.
+
+    Example:
+        >>> source = sdkit.Trace(["self_attention"])
+        >>> red = sdkit.text_to_image("a red star", seed=7, hooks=[source])
+        >>> blue = sdkit.text_to_image("a blue star", seed=7, hooks=[sdkit.hooks.keep_self_attention(source, 0.8)])
     """
     source = _recorded(trace, Stage.SELF_ATTENTION)
 
@@ -94,6 +108,10 @@ def local_blend(trace: Trace, maps: AttentionMaps, word: str, threshold: float =
         trace: of a run from the same seed with as many steps, recorded with "denoised".
         maps: of that run, or those that this run is recording, among its hooks.
         threshold: of `maps.heat(word)`, in [0, 1].
+
+    Example:
+        >>> blend = sdkit.hooks.local_blend(trace, maps, "star")
+        >>> sdkit.text_to_image("a green star on a blue background", seed=7, hooks=[blend])
     """
     source = _recorded(trace, Stage.DENOISED)
 

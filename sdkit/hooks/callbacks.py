@@ -42,6 +42,11 @@ def from_diffusers(callback: Callable[..., dict[str, Any]], tensor_inputs: Seque
     Raises:
         ValueError: it names a tensor that this run does not have.
         TypeError: it returned something else than a dictionary.
+
+    Example:
+        >>> from diffusers.callbacks import SDCFGCutoffCallback
+        >>> cutoff = sdkit.hooks.from_diffusers(SDCFGCutoffCallback(cutoff_step_ratio=0.5))
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[cutoff])
     """
     wanted = tuple(tensor_inputs or getattr(callback, "tensor_inputs", None) or ("latents",))
 

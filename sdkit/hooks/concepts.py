@@ -23,6 +23,9 @@ def compose(*prompts: str, weights: Sequence[float]) -> Hook:
 
     Raises:
         ValueError: the run has no guidance.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.compose("a blue background", weights=[3.0])])
     """
     if len(weights) != len(prompts) or not prompts:
         raise ValueError(f"weights must be one for each prompt, but there are {len(weights)} for {len(prompts)}")
@@ -61,6 +64,9 @@ def sega(
 
     Raises:
         ValueError: the run has no guidance.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.sega("a blue background", warmup=2)])
     """
 
     @on(Stage.CONTEXT, Stage.GUIDED)

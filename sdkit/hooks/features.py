@@ -16,7 +16,11 @@ from sdkit.inputs.checks import typed
 @typed()
 def free_u(s1: float = 0.9, s2: float = 0.2, b1: float = 1.5, b2: float = 1.6) -> Hook:
     """FreeU: in the first two up blocks the hidden state counts `b` times in half of its channels, and the skip's low
-    frequencies `s` times (Si et al. 2023, arXiv:2309.11497). The defaults are those for SD 1.5."""
+    frequencies `s` times (Si et al. 2023, arXiv:2309.11497). The defaults are those for SD 1.5.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.free_u(b1=1.2, b2=1.4)])
+    """
 
     @on(Stage.INPUT, layer="up_blocks")
     def free_u(event: Any) -> None:
@@ -35,7 +39,14 @@ def free_u(s1: float = 0.9, s2: float = 0.2, b1: float = 1.5, b2: float = 1.6) -
 @typed()
 def h_space(direction: Tensor, scale: float = 1.0) -> Hook:
     """Move the output of the U-Net's middle block, its h-space, along a direction (c, h, w) or (c, 1, 1) (Kwon et al.
-    2022, arXiv:2210.10960, here without its asymmetry): the difference of two prompts' means, say."""
+    2022, arXiv:2210.10960, here without its asymmetry): the difference of two prompts' means, say.
+
+    Example:
+        >>> inside = sdkit.Trace(["block"])
+        >>> pair = sdkit.text_to_image(["a red star", "a blue star"], seed=[7, 7], hooks=[inside])
+        >>> means = torch.stack([one.value for one in inside if one.layer == "mid_block"]).mean(0)  # (4, c, h, w)
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.h_space(means[3] - means[2], 5.0)])
+    """
 
     @on(Stage.BLOCK, layer="mid_block")
     def h_space(event: Any) -> None:
@@ -47,7 +58,11 @@ def h_space(direction: Tensor, scale: float = 1.0) -> Hook:
 @typed(head=(0, math.inf))
 def ablate(layer: str, head: int | None = None) -> Hook:
     """Leave out what one head of an attention layer adds, or the whole layer or block: what changes in the picture is
-    what it was for. A layer's name is that in `Trace` and in `unet.named_modules()`."""
+    what it was for. A layer's name is that in `Trace` and in `unet.named_modules()`.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.ablate("up_blocks.1")])
+    """
     attention = Stage.SELF_ATTENTION if layer.endswith("attn1") else Stage.ATTENTION
 
     @on(attention if head is not None else Stage.BLOCK, layer=layer)
@@ -64,7 +79,11 @@ def ablate(layer: str, head: int | None = None) -> Hook:
 @typed(interval=(1, math.inf))
 def deep_cache(interval: int = 3) -> Hook:
     """DeepCache: compute the deep blocks of the U-Net at every `interval`-th step only, and give at the others what
-    they gave then; the outermost blocks are computed always (Ma et al. 2023, arXiv:2312.00858, section 3.2)."""
+    they gave then; the outermost blocks are computed always (Ma et al. 2023, arXiv:2312.00858, section 3.2).
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.deep_cache(interval=3)])
+    """
 
     @on(Stage.CONTEXT)
     def deep_cache(event: Any) -> None:
@@ -84,7 +103,11 @@ def deep_cache(interval: int = 3) -> Hook:
 @typed(gate=(1, math.inf))
 def t_gate(gate: int) -> Hook:
     """T-GATE: from step `gate` on cross-attention is not computed: it gives the mean of what it gave both halves in the
-    step before, and the words' half is asked alone (Zhang et al. 2024, arXiv:2404.02747, section 4)."""
+    step before, and the words' half is asked alone (Zhang et al. 2024, arXiv:2404.02747, section 4).
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.t_gate(gate=10)])
+    """
 
     @on(Stage.CONTEXT)
     def t_gate(event: Any) -> None:

@@ -23,6 +23,11 @@ def steer(loss: Loss, scale: float) -> Hook:
     Compare `scale` with the length of x0, about the root of the number of its values: 32 for 4x16x16, 128 for 4x64x64.
     An eighth of that at each step is strong.
     A loss on the picture decodes x0 first, with `model.vae.decode(x0 / model.vae.config.scaling_factor).sample`.
+
+    Example:
+        >>> goal = sdkit.encode(picture).mean
+        >>> nearer = sdkit.hooks.steer(lambda x0: (x0 - goal).square().mean(), scale=4.0)
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[nearer])
     """
 
     @on(Stage.DENOISED)
@@ -45,6 +50,10 @@ def freedom(loss: Loss, scale: float, *, decoded: bool = False) -> Hook:
 
     Args:
         loss: of x0 (B, C, h, w), or where it is decoded of pictures (B, 3, H, W) in [-1, 1].
+
+    Example:
+        >>> bluer = sdkit.hooks.freedom(lambda pictures: -pictures[:, 2].mean(), 0.1, decoded=True)
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[bluer])
     """
 
     @on(Stage.GUIDED)
@@ -69,6 +78,11 @@ def dps(measure: Loss, seen: Tensor, scale: float = 1.0, *, decoded: bool = Fals
         measure: what was done to x0 (B, C, h, w), or where it is decoded to pictures (B, 3, H, W) in [-1, 1].
         seen: what came of it.
         scale: zeta.
+
+    Example:
+        >>> upper = lambda x0: x0[..., :8, :]
+        >>> seen = upper(sdkit.encode(picture).mean)
+        >>> sdkit.text_to_image("a red star", seed=1, hooks=[sdkit.hooks.dps(upper, seen)])
     """
 
     def distance(x0: Tensor) -> Tensor:

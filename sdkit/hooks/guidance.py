@@ -17,7 +17,11 @@ from sdkit.noise import guide
 
 @typed()
 def guidance_interval(low: int, high: int) -> Hook:
-    """Guide only at training timesteps low <= t <= high (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
+    """Guide only at training timesteps low <= t <= high (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.guidance_interval(200, 800)])
+    """
     if low > high:
         raise ValueError(f"low must not lie above high, but they are {low} and {high}; give the smaller one first")
 
@@ -35,7 +39,11 @@ def guidance_interval(low: int, high: int) -> Hook:
 def dynamic_threshold(percentile: float = 0.995, limit: float = 3.0) -> Hook:
     """Keep each x0 within `limit`: where more than 1 - percentile of its values lie beyond, they are cut at that
     percentile and all is scaled down (Saharia et al. 2022, arXiv:2205.11487, section 2.3, there with limit 1 on
-    pixels)."""
+    pixels).
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, guidance_scale=12, hooks=[sdkit.hooks.dynamic_threshold()])
+    """
 
     @on(Stage.DENOISED)
     def dynamic_threshold(event: Event) -> None:
@@ -56,6 +64,9 @@ def apg(eta: float = 0.0, norm: float = 15.0, momentum: float = -0.5) -> Hook:
     Args:
         norm: r, how long the update of a picture may be; infinity leaves it.
         momentum: beta, how much of the updates of steps before is added; negative takes it away.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.apg()])
     """
 
     @on(Stage.GUIDED)
@@ -82,6 +93,9 @@ def cfg_plus_plus(scale: float = 0.6) -> Hook:
 
     It takes the place of the run's guidance scale, which needs only to be above 1. As in the paper with ddim and euler;
     not with heun, kdpm2, dpmpp_2s, dpmpp_sde and pndm, which refuse an edit of the latent within their steps.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, scheduler="ddim", hooks=[sdkit.hooks.cfg_plus_plus(0.6)])
     """
 
     @on(Stage.LATENT, Stage.GUIDED)
@@ -109,6 +123,9 @@ def cfg_zero(zero_steps: int = 0) -> Hook:
     Args:
         zero_steps: in so many of the first steps the model is taken to predict no noise (section 3.3): meant for models
             of flow matching, and 0, off, for those of noise.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.cfg_zero()])
     """
 
     @on(Stage.GUIDED)
@@ -133,6 +150,9 @@ def cads(scale: float = 0.25, low: float = 0.6, high: float = 0.9, mix: float = 
         scale: s, the noise's standard deviation; 0 is off.
         low: tau 1: at timesteps below this share of all the words are as they are; between it and `high` they come in.
         mix: psi, how much of the words' mean and spread is restored.
+
+    Example:
+        >>> sdkit.text_to_image("a star", seed=7, num_images_per_prompt=4, hooks=[sdkit.hooks.cads(0.25)])
     """
     if low >= high:
         raise ValueError(f"low must lie below high, but they are {low} and {high}; give the smaller one first")
@@ -166,6 +186,11 @@ def from_guider(guider: Any) -> Hook:
 
     Raises:
         TypeError: it is no guider, or one that asks the model for more than the two halves.
+
+    Example:
+        >>> from diffusers import AdaptiveProjectedGuidance
+        >>> guider = sdkit.hooks.from_guider(AdaptiveProjectedGuidance(guidance_scale=7.5))
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[guider])
     """
     wanted = list(inspect.signature(getattr(guider, "forward", lambda: None)).parameters)
     if wanted != ["pred_cond", "pred_uncond"] or hasattr(guider, "auto_guidance_config"):

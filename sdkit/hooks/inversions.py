@@ -21,6 +21,12 @@ def edit_friendly(latents: Tensor, noises: list[Any], *, seed: int) -> Hook:
 
     A run with an empty list fills it, under the source's words; runs with the filled list go through the same noises,
     under the same words to the same picture, under others to one that keeps its structure.
+
+    Example:
+        >>> noises = []
+        >>> through = sdkit.hooks.edit_friendly(sdkit.encode(picture).mean, noises, seed=7)
+        >>> for prompt in ("a red star on a blue background", "a green star on a blue background"):
+        ...     result = sdkit.text_to_image(prompt, seed=7, scheduler="ddim", hooks=[through])
     """
     check_seed(seed)
 
@@ -54,6 +60,11 @@ def null_text(trace: Trace, steps: int = 10, rate: float = 0.05) -> Hook:
     Args:
         trace: of `sdkit.invert` with as many steps at guidance 1; the run starts from its last latent.
         steps: of Adam at each step of the run, with learning rate `rate`.
+
+    Example:
+        >>> prompt, ddim = "a red star on a blue background", {"scheduler": "ddim", "num_inference_steps": 5}
+        >>> way = sdkit.invert(picture, prompt, num_inference_steps=5)
+        >>> sdkit.text_to_image(prompt, latents=way.latents, hooks=[sdkit.hooks.null_text(way)], **ddim)
     """
     path = [one.value for one in reversed(trace[Stage.LATENT])]  # from noise to picture
 

@@ -23,6 +23,13 @@ def preview(show: Callable[[int, list[Image.Image]], Any] | None = None, every: 
 
     Raises:
         ImportError: this is no notebook, and `show` is not given.
+
+    Example:
+        >>> def show(step, pictures):
+        ...     print(step, pictures[0].size)
+        >>> result = sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.preview(show, every=10)])
+        0 (128, 128)
+        10 (128, 128)
     """
     if show is None:
         try:

@@ -25,6 +25,9 @@ def pag(scale: float = 3.0, layer: str = "mid_block") -> Hook:
 
     Args:
         layer: where in the U-Net; self-attention of more than 32x32 places is left as it is.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.pag(3.0)])
     """
 
     @on(Stage.SELF_ATTENTION, layer=layer)
@@ -46,6 +49,9 @@ def seg(scale: float = 3.0, sigma: float = math.inf, layer: str = "mid_block") -
     Args:
         sigma: of the Gaussian, in places; infinity makes all queries their mean.
         layer: where in the U-Net.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.seg(3.0)])
     """
 
     @on(Stage.QUERY, layer=layer)
@@ -66,7 +72,11 @@ def seg(scale: float = 3.0, sigma: float = math.inf, layer: str = "mid_block") -
 @typed(scale=(0, math.inf))
 def sag(scale: float = 0.75) -> Hook:
     """Self-attention guidance: away from what the model predicts when x0 is blurred where self-attention looks (Hong et
-    al. 2022, arXiv:2210.00939), with and without classifier-free guidance."""
+    al. 2022, arXiv:2210.00939), with and without classifier-free guidance.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.sag(0.75)])
+    """
 
     @on(Stage.CONTEXT, Stage.GUIDED)
     def sag(event: Event) -> None:
@@ -94,6 +104,13 @@ def autoguidance(model: Model, scale: float = 2.0) -> Hook:
     Args:
         model: trained less, or smaller, as `sdkit.load` gives it; of the same anatomy and type of prediction.
         scale: w; 1 is off.
+
+    Example:
+        >>> import copy
+        >>> worse = copy.deepcopy(sdkit.load())
+        >>> for weight in worse.unet.parameters():
+        ...     weight.data += 0.1 * weight.std(correction=0) * torch.randn_like(weight)
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.autoguidance(worse)])
     """
 
     @on(Stage.GUIDED)

@@ -34,6 +34,10 @@ def attend_and_excite(
         scale: alpha, the length of a step down the gradient, which falls to 0.7 of it.
         thresholds: attention that each word has to reach at some steps, in at most 20 updates; by default the paper's
             {0: 0.05, 10: 0.5, 20: 0.8}, of 50 steps. {} is quick.
+
+    Example:
+        >>> both = sdkit.hooks.attend_and_excite("star", "fish", thresholds={})
+        >>> sdkit.text_to_image("a red star left of a blue fish", seed=7, hooks=[both])
     """
     if not words:
         raise ValueError("attend_and_excite needs the words that are to be there; give at least one")
@@ -72,6 +76,9 @@ def layout(boxes: Mapping[str, Box], scale: float = 30.0, until: float = 0.2, re
         boxes: by word left, top, right and bottom, as shares of the picture: `{"cat": (0, 0.5, 0.5, 1)}`.
         scale: eta; 0 is off.
         repeats: updates of x in each of those steps.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.layout({"star": (0, 0, 0.5, 0.5)})])
     """
     _check_boxes(boxes)
 
@@ -108,6 +115,9 @@ def self_guidance(
     Args:
         centre: x and y of where its attention is to lie, as shares of the picture.
         size: the share of the picture that it is to cover.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.self_guidance("star", centre=(0.25, 0.25))])
     """
     if centre is None and size is None:
         raise ValueError("self_guidance needs a centre or a size to guide to; give one of them or both")

@@ -16,7 +16,11 @@ from sdkit.trace.trace import Trace
 @typed(first_step=(0, math.inf))
 def masactrl(first_step: int = 4, layer: str = "up_blocks") -> Hook:
     """MasaCtrl: from a step on, all pictures of a run take keys and values of self-attention from the first, and so
-    its things and texture, in a layout of their own (Cao et al. 2023, arXiv:2304.08465, section 3.2)."""
+    its things and texture, in a layout of their own (Cao et al. 2023, arXiv:2304.08465, section 3.2).
+
+    Example:
+        >>> sdkit.text_to_image(["a red star", "a red star on the left"], seed=7, hooks=[sdkit.hooks.masactrl()])
+    """
 
     @on(Stage.KEY, Stage.VALUE, layer=layer)
     def masactrl(event: Any) -> None:
@@ -29,7 +33,11 @@ def masactrl(first_step: int = 4, layer: str = "up_blocks") -> Hook:
 @typed()
 def style_aligned() -> Hook:
     """StyleAligned: every picture's self-attention sees the first one's keys and values beside its own, queries and
-    keys brought to the first one's mean and spread (Hertz et al. 2023, arXiv:2312.02133)."""
+    keys brought to the first one's mean and spread (Hertz et al. 2023, arXiv:2312.02133).
+
+    Example:
+        >>> sdkit.text_to_image(["a red star", "a fish"], seed=7, hooks=[sdkit.hooks.style_aligned()])
+    """
 
     @on(Stage.QUERY, Stage.KEY, Stage.VALUE)
     def style_aligned(event: Any) -> None:
@@ -47,7 +55,13 @@ def style_aligned() -> Hook:
 def plug_and_play(trace: Trace, until: float = 0.8, block: str = "up_blocks.1") -> Hook:
     """Plug-and-play: the run keeps the shapes of another, of which `trace` has recorded "block", "query" and "key": for
     a share of the steps, the output of one up block and the queries and keys of self-attention in the up blocks are
-    its own (Tumanyan et al. 2022, arXiv:2211.12572, section 4)."""
+    its own (Tumanyan et al. 2022, arXiv:2211.12572, section 4).
+
+    Example:
+        >>> source = sdkit.Trace(["block", "query", "key"])
+        >>> red = sdkit.text_to_image("a red star", seed=7, hooks=[source])
+        >>> blue = sdkit.text_to_image("a blue star", seed=7, hooks=[sdkit.hooks.plug_and_play(source)])
+    """
     known = {(one.stage, one.step, one.layer): one for one in trace}
 
     @on(Stage.BLOCK, Stage.QUERY, Stage.KEY)

@@ -17,7 +17,11 @@ from sdkit.inputs.seeds import check_seed
 
 @typed()
 def inject_noise(strength: float, *, seed: int, steps: Container[int]) -> Hook:
-    """Add noise of standard deviation `strength` to the latents before some steps."""
+    """Add noise of standard deviation `strength` to the latents before some steps.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.inject_noise(0.2, seed=1, steps=range(10))])
+    """
     check_seed(seed)
 
     @on(Stage.LATENT, steps=steps)
@@ -31,7 +35,12 @@ def inject_noise(strength: float, *, seed: int, steps: Container[int]) -> Hook:
 
 @typed()
 def blend(mask: Tensor, latents: Tensor) -> Hook:
-    """Let the run paint only where the mask (h, w) is 1: elsewhere each x0 is `latents` (C, h, w) or (B, C, h, w)."""
+    """Let the run paint only where the mask (h, w) is 1: elsewhere each x0 is `latents` (C, h, w) or (B, C, h, w).
+
+    Example:
+        >>> latents = sdkit.encode(picture).mean
+        >>> sdkit.text_to_image("a blue fish on a blue background", seed=1, hooks=[sdkit.hooks.blend(mask, latents)])
+    """
 
     @on(Stage.DENOISED)
     def blend(event: Event) -> None:
@@ -45,7 +54,11 @@ def blend(mask: Tensor, latents: Tensor) -> Hook:
 
 @typed(step=(0, math.inf))
 def stop_after(step: int) -> Hook:
-    """End the run with this step: its x0 is the clean latent, and is decoded."""
+    """End the run with this step: its x0 is the clean latent, and is decoded.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.stop_after(12)])
+    """
 
     @on(Stage.DENOISED)
     def stop_after(event: Event) -> None:
@@ -61,7 +74,12 @@ def stop_after(step: int) -> Hook:
 def repaint(mask: Tensor, latents: Tensor, *, seed: int, jump: int = 5, times: int = 3) -> Hook:
     """RePaint: where the mask (h, w) is 0, x is `latents` (C, h, w) noised to each step's level, and every `jump` steps
     the run goes back as far, so that both sides agree, until each such part has been gone through `times` times
-    (Lugmayr et al. 2022, arXiv:2201.09865, equation 8 and algorithm 1)."""
+    (Lugmayr et al. 2022, arXiv:2201.09865, equation 8 and algorithm 1).
+
+    Example:
+        >>> paint = sdkit.hooks.repaint(mask, sdkit.encode(picture).mean, seed=1)
+        >>> sdkit.text_to_image("a green star on a blue background", seed=1, hooks=[paint])
+    """
     check_seed(seed)
 
     @on(Stage.LATENT)
@@ -83,7 +101,11 @@ def repaint(mask: Tensor, latents: Tensor, *, seed: int, jump: int = 5, times: i
 @typed(first=(0, math.inf), times=(1, math.inf))
 def restart(first: int, last: int, *, seed: int, times: int = 3) -> Hook:
     """Restart sampling: between two steps the run goes `times` times, each time from noise that is added anew, which
-    contracts the errors made before (Xu et al. 2023, arXiv:2306.14878, algorithm 1)."""
+    contracts the errors made before (Xu et al. 2023, arXiv:2306.14878, algorithm 1).
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.restart(5, 10, seed=1)])
+    """
     check_seed(seed)
     if last <= first:
         raise ValueError(f"last must lie after first, but they are {last} and {first}")
@@ -107,6 +129,9 @@ def multidiffusion(window: int | None = None, stride: int = 8) -> Hook:
     Args:
         window: side in latent pixels; by default that of the model.
         stride: from one window to the next, in latent pixels.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, width=192, hooks=[sdkit.hooks.multidiffusion(stride=4)])
     """
 
     @on(Stage.CONTEXT)

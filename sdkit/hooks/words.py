@@ -23,6 +23,9 @@ def mix_words(word: str, other: str, share: float = 0.5) -> Hook:
 
     Raises:
         ValueError: the prompt has no such word, or the other has more or fewer tokens.
+
+    Example:
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.mix_words("star", "cat", 0.5)])
     """
 
     @on(Stage.TEXT)
@@ -48,6 +51,10 @@ def hear_only(*parts: str) -> Hook:
     """Keep the embeddings of only some of "begin", "words", "end" and "padding"; the rest are the empty prompt's.
 
     CLIP's padding attends to the whole prompt: in the embedded model it is what carries the background.
+
+    Example:
+        >>> unpadded = sdkit.hooks.hear_only("begin", "words")
+        >>> sdkit.text_to_image("a red star on a blue background", seed=7, hooks=[unpadded])
     """
     for part in parts:
         pick("part of a prompt", part, PARTS)

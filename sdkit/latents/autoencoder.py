@@ -44,6 +44,10 @@ class Latents(Shown):
 
         Args:
             seed: one for each picture, or a single one that the pictures count up from, as everywhere.
+
+        Example:
+            >>> sdkit.encode(picture).sample(seed=7).shape
+            torch.Size([1, 4, 16, 16])
         """
         each = generators(seed_each(seed, len(self.mean)))
         noise = torch.stack([torch.randn(self.mean.shape[1:], generator=one) for one in each])
@@ -67,8 +71,15 @@ def encode(picture: Any, *, model: Any = None, tiled: bool = False) -> Latents:
             bounds the memory that a large picture takes. Each tile is normalised by itself, so the values differ a
             little from those of the whole.
 
+    Returns:
+        Mean and standard deviation of the latents, (B, C, h, w) each, scaled as the U-Net knows them.
+
     Raises:
         ValueError, TypeError, FileNotFoundError: `picture` is none; the message says why.
+
+    Example:
+        >>> sdkit.encode(picture).mean.shape
+        torch.Size([1, 4, 16, 16])
     """
     model = load(model)
     with in_tiles(model.vae, tiled):
@@ -84,8 +95,15 @@ def decode(latents: Latents | Tensor, *, model: Any = None, tiled: bool = False)
         model: what `load` takes; the embedded model by default.
         tiled: in overlapping tiles, as for `encode`.
 
+    Returns:
+        B pictures in RGB, each (8h, 8w) pixels in Stable Diffusion.
+
     Raises:
         ValueError: the shape is not that of latents of this model, or the picture comes out as NaN.
+
+    Example:
+        >>> sdkit.decode(sdkit.encode(picture))[0].size
+        (128, 128)
     """
     model = load(model)
     with in_tiles(model.vae, tiled):
@@ -157,8 +175,11 @@ class RoundTrip(Shown):
 def round_trip(picture: Any, *, model: Any = None, tiled: bool = False) -> RoundTrip:
     """Encode pictures, decode the means, and measure what was lost. Takes the arguments of `encode`.
 
+    Returns:
+        The pictures before and after, and one PSNR in dB and one SSIM, up to 1, for each. Printed, it is a table.
+
     Example:
-        >>> print(sdkit.round_trip("photo.png"))
+        >>> print(sdkit.round_trip(picture))
     """
     model, pixels = load(model), to_pixels(picture)  # (B, 3, H, W)
     latents = encode(pixels, model=model, tiled=tiled)

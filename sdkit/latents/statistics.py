@@ -87,8 +87,11 @@ def describe(latents: Latents | Tensor | Trace) -> Description:
     Args:
         latents: what `encode` returned, a tensor (B, C, h, w), or a trace, whose last latents are taken.
 
+    Returns:
+        Statistics of the C channels, alone and together, and of a trace the spectra. Printed, it is a table.
+
     Example:
-        >>> print(sdkit.describe(sdkit.encode("photo.png")))
+        >>> print(sdkit.describe(sdkit.encode(picture)))
     """
     trace = latents if isinstance(latents, Trace) else None
     z = trace.latents if trace is not None else latents.tensor if isinstance(latents, Latents) else latents

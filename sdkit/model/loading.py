@@ -65,11 +65,18 @@ def load(
         prediction_type: for one file, "epsilon" or "v_prediction", where its family leaves that open: 2.1 is taken to
             predict v, as the model for 768 pixels does, and not the noise, as that for 512 pixels does.
 
+    Returns:
+        The model, in the form that every `model=` takes.
+
     Raises:
         FileNotFoundError: there is no such file or folder, or a file of it is missing.
         ValueError: it is a model of another family than Stable Diffusion 1.x, 2.x and XL, a pickle, or damaged: weights
             are missing or too many, or parts do not fit together. Or there is no such device, or an argument says
             nothing about what is loaded.
+
+    Example:
+        >>> sdkit.load().size
+        (128, 128)
     """
     given: dict[str, Any] = {
         "variant": variant,

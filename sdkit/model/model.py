@@ -1,4 +1,7 @@
-"""A model is what a diffusers pipeline is made of, with one verb for each thing that a process asks of it."""
+"""A model is what a diffusers pipeline is made of, with one verb for each thing that a process asks of it.
+
+It is longer than other files because it has many such verbs, and each says what it takes and gives.
+"""
 
 from __future__ import annotations
 
@@ -75,11 +78,21 @@ class Model(Shown):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """All words that the model knows; empty for checkpoints, which know more than they could list."""
+        """All words that the model knows; empty for checkpoints, which know more than they could list.
+
+        Example:
+            >>> "star" in sdkit.load().vocabulary
+            True
+        """
         return vocabulary_of(self.tokenizer)
 
     def unknown_words(self, *prompts: str) -> list[str]:
-        """The words of prompts that the vocabulary lacks; none where there is no vocabulary."""
+        """The words of prompts that the vocabulary lacks; none where there is no vocabulary.
+
+        Example:
+            >>> sdkit.load().unknown_words("a red dragon")
+            ['dragon']
+        """
         return unknown_words(prompts, self.tokenizer)
 
     @property

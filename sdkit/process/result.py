@@ -36,7 +36,11 @@ class Result(Shown):
         return self.image if len(self.images) == 1 else contact_sheet(self.images)
 
     def show(self) -> None:
-        """Open them with this machine's viewer of pictures, or in the notebook's cell."""
+        """Open them with this machine's viewer of pictures, or in the notebook's cell.
+
+        Example:
+            >>> sdkit.text_to_image("a red star", seed=7).show()
+        """
         self.page.show()
 
     def __len__(self) -> int:
@@ -58,6 +62,14 @@ class Result(Shown):
 
         Args:
             path: its ending says the format: .png, .webp (as exact), or .jpg, which keeps the pixels only nearly.
+
+        Returns:
+            The paths, one for each picture.
+
+        Example:
+            >>> paths = sdkit.text_to_image(["a red star", "a blue fish"], seed=7).save("out.png")
+            >>> [path.name for path in paths]
+            ['out-1.png', 'out-2.png']
         """
         paths = picture_paths(path, len(self.images), PICTURES)
         for index, (picture, place) in enumerate(zip(self.images, paths, strict=True)):

@@ -47,10 +47,16 @@ def animate(
         fps: frames a second; the last stays a while longer.
         side: pixels of the longer side of the picture, without the caption; the finished picture may be larger.
 
+    Returns:
+        The path, once the film is written.
+
     Raises:
         ValueError: the format is unknown, or needs what is not installed; the trace lacks the stage; or there is
             no such picture.
         FileNotFoundError: the folder does not exist.
+
+    Example:
+        >>> sdkit.animate(trace, "star.gif")
     """
     film_path(path)  # said before the frames are drawn
     return save_film(frames(trace, stage, picture=picture, side=side, dark=dark), path, fps, hold=HOLD)

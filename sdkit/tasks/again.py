@@ -42,9 +42,16 @@ CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  #
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that a picture of sdkit carries, which is a PNG, a JPEG or a WebP.
 
+    Returns:
+        The settings, as `Result.settings` has them.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file carries none, or they are damaged.
+
+    Example:
+        >>> sdkit.read_settings("star.png")["prompt"]
+        'a red star on a blue background'
     """
     return _settings_in(path)
 
@@ -83,8 +90,14 @@ def rerun(
         trust_model: load whatever model the settings name instead. Whoever made the file has chosen that name.
         hooks: those that edited the run, which a file does not carry either.
 
+    Returns:
+        That one picture, its clean latents (1, C, h, w), and the settings that made it.
+
     Raises:
         ValueError: the file carries no settings, or its run started from something that settings cannot hold.
+
+    Example:
+        >>> sdkit.rerun("star.png").save("again.png")
     """
     record, hooks = _settings_in(path, NEEDED), checked(hooks)
     if missing := [name for name in NOT_HELD if record.get(name)] + ["a generator"] * (record["seed"] is None):

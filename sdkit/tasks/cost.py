@@ -110,6 +110,13 @@ def cost(
         height, width: of the picture in pixels; by default the model's own.
         measure_up_to: floating-point operations of a step on pixels up to which it is timed; beyond, its time is
             estimated from them, as for the embedded model, where it takes about ten seconds on a CPU.
+
+    Returns:
+        Parameters, operations and time of each part, and of a step on latents and on pixels. Printed, it is a table.
+
+    Example:
+        >>> [part.name for part in sdkit.cost(measure_up_to=0).parts]
+        ['text encoder', 'U-Net', 'decoder']
     """
     model = load(model)
     for name, side in (("height", height), ("width", width)):

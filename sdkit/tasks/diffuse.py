@@ -52,6 +52,14 @@ def diffuse(
         scheduler: whose noise schedule to follow; by default the model's own.
         seed: one, or one a picture, as in `text_to_image`.
         hooks: called with every `Event`; assigning `event.value` edits what follows.
+
+    Returns:
+        The trace, from the level with the least noise to that with the most.
+
+    Example:
+        >>> forward = sdkit.diffuse(picture, [0, 500, 999], seed=7)
+        >>> [record.t for record in forward[Stage.LATENT]]
+        [0, 500, 999]
     """
     model, pixels = load(model), to_pixels(picture)  # (B, 3, H, W)
     pick("space", space, SPACES)

@@ -68,7 +68,14 @@ class Walk:
     def save(self, path: str | Path, *, fps: float = 8) -> Path:
         """Write the frames as a film, by the file's ending: .gif, .webp, or .mp4 (needs the extra "plots").
 
-        The ends stay for a while."""
+        The ends stay for a while.
+
+        Returns:
+            The path, once the film is written.
+
+        Example:
+            >>> sdkit.interpolate("a red star", "a blue fish", frames=3, seed=7).save("walk.gif")
+        """
         return save_film(self.images, path, fps, hold=HOLD, hold_first=HOLD)
 
 
@@ -112,9 +119,17 @@ def interpolate(
         model, num_inference_steps, guidance_scale, scheduler, hooks: as for `text_to_image`, for what is generated.
             A scheduler that draws noise in its steps draws that of the first seed between the ends.
 
+    Returns:
+        The frames, their clean latents (N, C, h, w), and how far each is on the way, from 0 to 1.
+
     Raises:
         TypeError: the two ends are not of one kind.
         ValueError: they differ in shape, or an argument is not what it should be.
+
+    Example:
+        >>> walk = sdkit.interpolate("a red star", "a blue fish", frames=3, seed=7)
+        >>> walk.weights
+        [0.0, 0.5, 1.0]
     """
     kind, model = _kind(start, end, prompt), load(model)
     for one in [seed, *((start, end) if kind == "seeds" else ())]:

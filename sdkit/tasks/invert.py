@@ -54,8 +54,16 @@ def invert(
         height, width: to fit the picture to, multiples of 8.
         hooks: called with every `Event`; assigning `event.value` edits what follows.
 
+    Returns:
+        The trace, from the picture's latents to their noise, (B, C, h, w) each.
+
     Raises:
         ValueError: the model's DDIM clips what the model predicts, so that its steps cannot be undone.
+
+    Example:
+        >>> trace = sdkit.invert(picture, "a red star on a blue background", num_inference_steps=10)
+        >>> trace.latents.shape
+        torch.Size([1, 4, 16, 16])
     """
     if image is None or (isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != 3):
         raise TypeError(f"image must be a picture, such as sdkit.decode makes of latents, but is {told(image)}")

@@ -32,12 +32,21 @@ class Reading(Shown):
 
         Raises:
             ValueError: it is not in the prompt.
+
+        Example:
+            >>> sdkit.read_prompt("a red star").of("star").shape
+            torch.Size([4, 128])
         """
         return self.hidden[:, find(self.words, word)].mean(1)
 
     @typed()
     def likeness(self, word: str, layer: int = -1) -> Tensor:
-        """The cosine of each position with a word, (L,): how far the others, padding too, have come to mean it."""
+        """The cosine of each position with a word, (L,): how far the others, padding too, have come to mean it.
+
+        Example:
+            >>> sdkit.read_prompt("a red star").likeness("star").shape
+            torch.Size([32])
+        """
         if not -len(self.hidden) <= layer < len(self.hidden):
             raise ValueError(f"layer must be 0 to {len(self.hidden) - 1}, or count from the last, but is {layer}")
         return torch.cosine_similarity(self.hidden[layer], self.of(word)[layer], dim=-1)
@@ -50,6 +59,9 @@ def read_prompt(prompt: str, *, model: Any = None) -> Reading:
 
     Args:
         model: what `load` takes; the embedded model by default.
+
+    Returns:
+        Its L tokens and its words, and the hidden states (layers + 1, L, D).
 
     Example:
         >>> reading = sdkit.read_prompt("a red star")

@@ -101,7 +101,14 @@ class Trace(Shown):
         event.later(self.record)
 
     def record(self, event: Event) -> None:
-        """Keep an event as it is now."""
+        """Keep an event as it is now.
+
+        Example:
+            >>> recording = sdkit.Trace()
+            >>> recording.record(sdkit.Event(Stage.LATENT, torch.zeros(1, 4, 16, 16)))
+            >>> recording.latents.shape
+            torch.Size([1, 4, 16, 16])
+        """
         instance("event", event, Event)
         run = event.run
         if run is not None:
@@ -157,6 +164,10 @@ class Trace(Shown):
 
         Raises:
             ValueError: no such step was recorded.
+
+        Example:
+            >>> trace.at(12)[Stage.DENOISED].value.shape
+            torch.Size([1, 4, 16, 16])
         """
         shown = {record.stage: record for record in self.records if (record.step, record.layer) == (step, layer)}
         if not shown and layer is not None and step in self.steps:
@@ -199,7 +210,11 @@ class Trace(Shown):
         return None if self._model is None else self._model()
 
     def summary(self) -> str:
-        """A table of what was recorded: each stage with its number of values, their shape, type, mean and spread."""
+        """A table of what was recorded: each stage with its number of values, their shape, type, mean and spread.
+
+        Example:
+            >>> print(trace.summary())
+        """
         rows = [f"{'stage':14} {'values':>6}  {'shape':18} {'dtype':9} {'mean':>8} {'std':>8}"]
         groups: dict[tuple[Stage, torch.Size], list[Tensor]] = {}
         for record in self.records:
@@ -221,7 +236,16 @@ class Trace(Shown):
 
     @typed()
     def compare(self, other: Trace) -> Comparison:
-        """Where two runs part, stage by stage and step by step."""
+        """Where two runs part, stage by stage and step by step.
+
+        Returns:
+            A row for each value that both recorded, with cosine and distance, and a verdict. Printed, it is a table.
+
+        Example:
+            >>> blue = trace.branch(6, prompt="a blue star on a blue background")
+            >>> print(trace.compare(blue).verdict)
+            they part at step 6, where noise differs by ...
+        """
         return compare(self.records, other.records)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -234,9 +258,15 @@ class Trace(Shown):
         The metadata holds a JSON header under "sdkit_trace": settings, levels, tokens, and for each record its stage,
         step, t, layer, edits and the name of its tensor; docs/trace-format.md has the details.
 
+        Returns:
+            The path, once the file is written.
+
         Raises:
             ValueError: the file name does not end in .safetensors.
             FileNotFoundError: its folder does not exist.
+
+        Example:
+            >>> trace.save("star.safetensors")
         """
         header = {
             "settings": self.settings,
@@ -252,9 +282,17 @@ class Trace(Shown):
     def load(cls, path: str | Path) -> Trace:
         """Open a saved trace. Needs no model, and reads each value only when it is asked for.
 
+        Returns:
+            The trace, as it was saved.
+
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is no trace, it is damaged, or it was written by a newer sdkit.
+
+        Example:
+            >>> path = trace.save("star.safetensors")
+            >>> sdkit.Trace.load(path).prompt
+            'a red star on a blue background'
         """
         header, records, stepped = file.load(path)
         trace = cls(every=header["every"])
@@ -287,6 +325,11 @@ class Trace(Shown):
 
         Raises:
             ValueError: the steps before were not all recorded as they were, or something else was to be changed.
+
+        Example:
+            >>> blue = trace.branch(6, prompt="a blue star on a blue background")
+            >>> blue.parent["step"]
+            6
         """
         child: Trace = ask("branch", self, step, hooks=hooks, model=model, trust_model=trust_model, changes=changes)
         return child
@@ -301,9 +344,15 @@ class Trace(Shown):
             other: another run to compare with, its scrubber linked to this one's.
             picture: which of the pictures that were made at once.
 
+        Returns:
+            The path, once the page is written.
+
         Raises:
             ValueError: the trace holds no latents, there is no such picture, or the name does not end in .html.
             FileNotFoundError: the folder does not exist.
+
+        Example:
+            >>> trace.report("star.html", maps=maps)
         """
         page: Path = ask("write_report", self, path, maps=maps, other=other, picture=picture)
         return page

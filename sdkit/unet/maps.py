@@ -256,6 +256,10 @@ class AttentionMaps(Shown):
         Raises:
             ValueError: there is no such word (the message has those that there are), or what was asked for was not
                 kept.
+
+        Example:
+            >>> maps.heat("star", step=3).shape
+            torch.Size([128, 128])
         """
         picked = self._pick(word, step, picture, negative, layer, head, resolution)
         fitted = [F.interpolate(one[None, None], self._size, mode="bicubic")[0, 0] for one in picked.values()]
@@ -278,6 +282,10 @@ class AttentionMaps(Shown):
         """How much of its attention each place gave to a word, (h, w) in [0, 1], as the U-Net computed it.
 
         The arguments are those of `heat`; where layers of several sizes were kept, one has to be picked.
+
+        Example:
+            >>> maps.share("star", resolution=(16, 16)).shape
+            torch.Size([16, 16])
         """
         picked = self._pick(word, step, picture, negative, layer, head, resolution)
         if len({self._grids[group] for group in picked}) > 1:

@@ -26,6 +26,9 @@ def channels(source: Any, *, step: int | None = None, picture: int = 0, dark: bo
     Args:
         source: a Trace, of which the latent before `step` is shown, or the clean one; what `encode` returns; or
             latents (B, C, h, w).
+
+    Example:
+        >>> sdkit.plots.channels(sdkit.encode(picture)).savefig("channels.png")
     """
     value, name = _latent_of(source, step)
     if not 0 <= picture < len(value):
@@ -53,6 +56,9 @@ def guidance(trace: Trace, step: int | None = None, *, picture: int = 0, dark: b
 
     Raises:
         ValueError: the run was not guided, or the step was not recorded.
+
+    Example:
+        >>> sdkit.plots.guidance(trace, step=6).savefig("guidance.png")
     """
     if not guided(trace):
         raise ValueError("the trace holds no two halves to compare; record a run with guidance_scale above 1")
@@ -86,7 +92,11 @@ def guidance(trace: Trace, step: int | None = None, *, picture: int = 0, dark: b
 @typed(columns=(1, math.inf))
 def histograms(trace: Trace, *, columns: int = 5, picture: int = 0, dark: bool = False) -> Figure:
     """How the values of x_t are spread at some steps, against the standard normal distribution that the run starts
-    from."""
+    from.
+
+    Example:
+        >>> sdkit.plots.histograms(trace).savefig("histograms.png")
+    """
     check_picture(trace, picture)
     noisy = by_step(trace, Stage.LATENT)
     last = [record for record in trace[Stage.LATENT] if record.step is None]

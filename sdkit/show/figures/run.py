@@ -26,6 +26,9 @@ def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool =
 
     Raises:
         ValueError: the trace has nothing for the lower row.
+
+    Example:
+        >>> sdkit.plots.film_strip(trace).savefig("strip.png")
     """
     check_picture(trace, picture)
     paint = colours(trace)
@@ -59,7 +62,11 @@ def film_strip(trace: Trace, *, picture: int = 0, columns: int = 8, dark: bool =
 @typed()
 def noise_schedule(trace: Trace, *, dark: bool = False) -> Figure:
     """How much of a noised picture is signal and how much is noise at each training timestep, and the signal-to-noise
-    ratio, with the steps that the run took as dots (Ho et al. 2020, arXiv:2006.11239)."""
+    ratio, with the steps that the run took as dots (Ho et al. 2020, arXiv:2006.11239).
+
+    Example:
+        >>> sdkit.plots.noise_schedule(trace).savefig("schedule.png")
+    """
     if "scheduler" not in trace.settings:
         raise ValueError("the trace holds no scheduler; take one that recorded a run")
     schedule, levels = schedulers.noise_schedule(trace.settings["scheduler"]), list(trace.levels.values())
@@ -86,7 +93,12 @@ def noise_schedule(trace: Trace, *, dark: bool = False) -> Figure:
 @typed()
 def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
     """The way of runs through latent space, seen in the two directions in which they move most: x_t walks from the
-    noise to the picture, x0 is at each step the end that it predicts."""
+    noise to the picture, x0 is at each step the end that it predicts.
+
+    Example:
+        >>> blue = trace.branch(6, prompt="a blue star on a blue background")
+        >>> sdkit.plots.trajectory(trace, blue).savefig("trajectory.png")
+    """
     if not traces:
         raise ValueError("trajectory() needs at least one trace")
     for trace in traces:
@@ -122,7 +134,12 @@ def trajectory(*traces: Trace, picture: int = 0, dark: bool = False) -> Figure:
 
 @typed(columns=(1, math.inf))
 def compare(trace: Trace, other: Trace, *, picture: int = 0, columns: int = 8, dark: bool = False) -> Figure:
-    """Two runs side by side: what each predicted at the same steps, and how far apart they are."""
+    """Two runs side by side: what each predicted at the same steps, and how far apart they are.
+
+    Example:
+        >>> blue = trace.branch(6, prompt="a blue star on a blue background")
+        >>> sdkit.plots.compare(trace, blue).savefig("compare.png")
+    """
     ours, theirs = by_step(trace, Stage.DENOISED), by_step(other, Stage.DENOISED)
     common = steps_of_both(ours, theirs)
     for one in (trace, other):
@@ -164,6 +181,9 @@ def journey(forward: Trace, reverse: Trace, *, picture: int = 0, columns: int = 
     Args:
         forward: what `diffuse` returns, or any trace whose first latents are a picture that is noised.
         reverse: a run.
+
+    Example:
+        >>> sdkit.plots.journey(sdkit.diffuse(picture, seed=7), trace).savefig("journey.png")
     """
     for one in (forward, reverse):
         check_picture(one, picture)

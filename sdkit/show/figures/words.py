@@ -29,6 +29,9 @@ def word_maps(
     Args:
         words: which ones; by default all.
         step: of that step; by default over the whole run.
+
+    Example:
+        >>> sdkit.plots.word_maps(trace, maps, ["red", "star"]).savefig("words.png")
     """
     check_picture(trace, picture)
     if words is not None and not words:
@@ -63,7 +66,11 @@ def words_over_time(
     dark: bool = False,
 ) -> Figure:
     """How the heat of words moves during the run: a row for each word, a column for each step, over the x0 that the
-    step predicted."""
+    step predicted.
+
+    Example:
+        >>> sdkit.plots.words_over_time(trace, maps, ["red", "star"]).savefig("words.png")
+    """
     check_picture(trace, picture)
     if words is not None and not words:
         raise ValueError("words is an empty list; give at least one, or None for all")
