@@ -106,12 +106,13 @@ def _rerun(options: argparse.Namespace) -> None:
     settings_text(options.png)
 
     from sdkit import read_settings, rerun
-    from sdkit.model.loading import TINY
     from sdkit.pictures import same_pixels
 
     with own_warnings():
         model = options.model
-        if model is not None or read_settings(options.png).get("model") == TINY:  # otherwise `rerun` says what to do
+        if (
+            model is not None or read_settings(options.png).get("model") == paths.TINY
+        ):  # otherwise `rerun` says what to do
             model = load_model(options)
         result = rerun(
             options.png,
