@@ -65,6 +65,7 @@ def _batch(options: argparse.Namespace) -> int:
     from sdkit.many.batch import carry_out
     from sdkit.many.book import Book
     from sdkit.many.grid import axis_of, plan
+    from sdkit.many.processes import Processes
 
     axes = [axis_of(text) for text in options.grid]
     if len({name for name, _ in axes}) < len(axes):
@@ -86,6 +87,8 @@ def _batch(options: argparse.Namespace) -> int:
             address=address,
             workers=options.workers,
         )
+    if not Processes().is_first:
+        return 0  # the first one says it for all
     before = f", {done.before} were there before" if done.before else ""
     print(f"{done.manifest}  {done.made} of {done.made + done.before + len(done.bad)} jobs made{before}")
     if not done.bad:

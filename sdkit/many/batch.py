@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from sdkit.inputs.paths import TINY
 from sdkit.many.book import MANIFEST, Book, Row
 from sdkit.many.grid import Plan, plan
 from sdkit.many.jobs import Bad, Job
+from sdkit.many.processes import Processes
 from sdkit.many.sheet import PAGE, write_sheet
 
 TOGETHER = 8  # pictures at once; more gain little on a processor, and on a GPU it is what SDXL leaves room for
@@ -85,6 +87,8 @@ def batch(
     if isinstance(model, str | Path | None):
         name = TINY if model is None else str(model)
     else:
+        if address is not None:
+            raise ValueError("on a cluster workers load the model themselves, so give its name: a folder or an id")
         model = _load(None, model)
         name = model.name
     return carry_out(
@@ -120,23 +124,27 @@ def carry_out(
     """Do what is not done yet, and write the manifest."""
     if find_spec("pyarrow") is None:
         raise ValueError('a manifest needs pyarrow, which is not installed: pip install "sdkit-stages[batch]"')
-    bad = list(asked.bad)
-    with book.alone(made_by):
+    processes, order = Processes(), [job.key for job in asked.jobs]
+    aside: list[Bad] = []
+    with book.alone(made_by) if processes.is_first else nullcontext():
+        processes.wait()
         done = book.done()
-        left = [job for job in asked.jobs if job.key not in done]
-        failed = 0
-        if left:
-            try:
-                for reason in _work(asked.jobs, done, book, load, batch_size, traces, address, workers):
-                    bad.append(reason)
-                    failed += 1
-            finally:
-                book.close([job.key for job in asked.jobs], bad)
-        else:
-            book.close([job.key for job in asked.jobs], bad)
-        if asked.axes and (left or not book.files.exists(book.place(PAGE))):
-            write_sheet(asked, book)
-    return Batch(book.folder, len(left) - failed, len(asked.jobs) - len(left), bad)
+        processes.wait()
+        left = sum(key not in done for key in order)
+        try:
+            if left:
+                aside += _work(asked.jobs, done, book, load, processes, batch_size, traces, address, workers)
+            bad = [*asked.bad, *processes.gathered(aside)]
+        except BaseException:
+            if processes.is_first:
+                book.close(order, [*asked.bad, *aside])
+            raise
+        if processes.is_first:
+            book.close(order, bad)
+            if asked.axes and (left or not book.files.exists(book.place(PAGE))):
+                write_sheet(asked, book)
+        processes.wait()
+    return Batch(book.folder, left - (len(bad) - len(asked.bad)), len(order) - left, bad)
 
 
 def _work(
@@ -144,6 +152,7 @@ def _work(
     done: set[str],
     book: Book,
     load: Any,
+    processes: Processes,
     batch_size: int,
     traces: bool,
     address: str | None,
@@ -155,18 +164,19 @@ def _work(
     from sdkit.many.work import Maker, groups
 
     every = [[job for job in group if job.key not in done] for group in groups(jobs, batch_size)]
-    left = [group for group in every if group]
+    left = processes.mine([group for group in every if group])
     where = {job.key: job for job in jobs}
     with tqdm(total=sum(job.pictures for group in left for job in group), unit="picture", disable=None) as bar:
         if address is not None:
             from sdkit.many.cluster import made_on_ray
 
             for keys, bad in made_on_ray(left, book, load, traces=traces, address=address, workers=workers):
-                bar.update(sum(where[key].pictures for key in keys))
+                bar.update(sum(where[key].pictures for key in [*keys, *(one.where for one in bad)]))
                 yield from bad
             return
         maker = Maker(load, traces)
-        maker.model_of(left[0][0])
+        if left:
+            maker.model_of(left[0][0])  # what is wrong with it is no fault of a job
         for group in left:
             for made, aside in maker.make(group):
                 book.keep(made)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdkit.inputs.arguments import FromPicture, Settings
 from sdkit.inputs.checks import pick, plain, told, truth, whole
+from sdkit.inputs.seeds import check_seed
 from sdkit.inputs.signatures import hint
 from sdkit.model.schedulers import SCHEDULERS
 
@@ -109,13 +110,23 @@ def _check(function: str, asked: Mapping[str, Any]) -> None:
         whole("timesteps", asked.get("timesteps", 8), at_least=1)
         truth("tiled", asked.get("tiled", False))
     else:
-        Settings(**{"prompt": "", **{name: value for name, value in asked.items() if name in TABLE}})
+        values = {name: value for name, value in asked.items() if name in TABLE}
+        if type(values.get("prompt")) is str and type(values["seed"]) is int:  # checked once for all that share the rest
+            check_seed(values.pop("seed"))
+            _check_settings(json.dumps({**values, "prompt": ""}))
+        else:
+            Settings(**{"prompt": "", **values})
         if "scheduler" in asked:
             pick("scheduler", asked["scheduler"], SCHEDULERS)
     _text("model", asked.get("model", ""))
     hooks = asked.get("hooks", {})
     if not isinstance(hooks, Mapping) or not all(isinstance(one, Mapping) for one in hooks.values()):
         raise TypeError(f'hooks of a job are names with their arguments, {{"free_u": {{}}}}, but are {told(hooks)}')
+
+
+@cache
+def _check_settings(values: str) -> None:
+    Settings(**json.loads(values))
 
 
 def _text(name: str, value: Any) -> str:

@@ -325,3 +325,24 @@ def test_a_run_killed_at_random_moments_ten_times_ends_with_the_same_manifest(tm
     assert without_times(sdkit.many.book.Book(tmp_path / "killed").rows()) == without_times(whole.rows())
     there = {path.name: path.read_bytes() for path in tmp_path.glob("killed/pictures/*/*.png")}
     assert there == {path.name: path.read_bytes() for path in tmp_path.glob("whole/pictures/*/*.png")}
+
+
+@pytest.mark.slow
+def test_processes_that_a_launcher_starts_share_the_jobs(tmp_path):
+    (tmp_path / "jobs.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in [*fast(), {"prompt": "a", "eta": 3}])
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "sdkit", "batch"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, "jobs.jsonl", "out", "--batch-size", "2"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == "out/manifest.parquet  4 of 5 jobs made\n"
+    assert "set aside: line 5: eta must be between 0 and 1, but is 3" in done.stderr
+    single = sdkit.batch(tmp_path / "jobs.jsonl", tmp_path / "single", batch_size=2)
+    assert without_times(pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()) == without_times(
+        single.rows()
+    )
+    assert not list((tmp_path / "out" / "rows").iterdir())
