@@ -175,7 +175,7 @@ def _work(
                 yield from bad
             return
         maker = Maker(load, traces)
-        if left:
+        if left and "model" not in left[0][0].asked:
             maker.model_of(left[0][0])  # what is wrong with it is no fault of a job
         for group in left:
             for made, aside in maker.make(group):

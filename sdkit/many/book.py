@@ -190,7 +190,7 @@ class Book:
                 'a manifest needs pyarrow, which is not installed: pip install "sdkit-stages[batch]"'
             ) from None
         with self.files.open(self.place(MANIFEST), "rb") as file:
-            rows: list[Row] = pq.read_table(file, columns=columns).to_pylist()
+            rows: list[Row] = pq.ParquetFile(file).read(columns).to_pylist()  # `read_table` would import pandas
         return rows
 
     def _loose(self) -> list[str]:

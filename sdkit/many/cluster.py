@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from sdkit.events import Stage
 from sdkit.many.book import Book, Made
 from sdkit.many.jobs import Bad, Job
-from sdkit.many.work import ALONE, TEXTS, Load, Maker, asked_together, made_of, settings_alone
+from sdkit.many.work import ALONE, TEXTS, Load, Maker, asked_together, made_of, reason_of, settings_alone
 from sdkit.pictures import to_pil
 from sdkit.process.materials import EMBEDS
 from sdkit.process.run import Run
@@ -26,7 +27,7 @@ Row = dict[str, bytes]  # the same, as Ray Data carries it
 
 
 class _Stage:
-    """A worker of one stage: what it does with a group, where this or an earlier stage has not failed."""
+    """A worker of one stage: what it does with a group. What is no fault of a job goes to the end as a reason."""
 
     def __init__(self, load: Load, folder: str, traces: bool) -> None:
         self.maker = Maker(load, traces)
@@ -34,7 +35,12 @@ class _Stage:
 
     def __call__(self, row: Row) -> Row:
         work: Work = pickle.loads(row["work"])
-        return {"work": pickle.dumps(self.go_on(work))}
+        if "broken" not in work:
+            try:
+                work = self.go_on(work)
+            except Exception as error:
+                work = {"broken": reason_of(error)}
+        return {"work": pickle.dumps(work)}
 
     def go_on(self, work: Work) -> Work:
         raise NotImplementedError
@@ -45,6 +51,8 @@ class Words(_Stage):
 
     def go_on(self, work: Work) -> Work:
         jobs: list[Job] = work["jobs"]
+        if "model" not in jobs[0].asked:
+            self.maker.model_of(jobs[0])
         if self.maker.traces or any(name in jobs[0].asked for name in ALONE) or jobs[0].function == "inspect":
             return work  # made as a whole by the next stage
         try:
@@ -128,7 +136,7 @@ def made_on_ray(
     """Carry out groups of jobs on a cluster, and give the keys of each that is in the book, and what was set aside.
 
     Raises:
-        ValueError: Ray is not installed, or the model was given as an object.
+        ValueError: Ray is not installed, or what a worker met is the fault of no job; the message has its reason.
         ConnectionError: there is no cluster at the address.
         ray.exceptions.RayError: round after round has ended without anything new.
     """
@@ -139,14 +147,14 @@ def made_on_ray(
     left, fruitless = list(groups), 0
     with _connected(address):
         while left:
-            before, failure = len(left), None
+            before, failure, gone = len(left), None, set[str]()
             try:
                 for made, bad in _round(left, book, load, traces, workers):
+                    gone.update(made, (one.where for one in bad))
                     yield made, bad
-                    gone = {*made, *(one.where for one in bad)}
-                    left = [group for group in left if gone.isdisjoint(job.key for job in group)]
             except ray.exceptions.RayError as error:
                 failure = error
+            left = [group for group in left if gone.isdisjoint(job.key for job in group)]
             fruitless = fruitless + 1 if len(left) == before else 0
             if fruitless == ROUNDS:
                 raise failure or RuntimeError(f"{ROUNDS} rounds have ended without anything new; see Ray's logs")
@@ -200,13 +208,16 @@ def _round(
         (Denoise, "denoise", ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=2)),
         (Write, "write", ActorPoolStrategy(min_size=1, max_size=most)),
     ):
-        data = data.map(
-            stage,
-            fn_constructor_args=(load, book.folder, traces),
-            compute=pool,
-            ray_remote_args_fn=_failing_at_once,
-            **{unit: SHARES[share] * (core_group if share == "denoise" else 1)},
-        )
+        with warnings.catch_warnings(action="ignore"):  # that Ray 2.64 will not have `ray_remote_args_fn`
+            data = data.map(
+                stage,
+                fn_constructor_args=(load, book.folder, traces),
+                compute=pool,
+                ray_remote_args_fn=_failing_at_once,
+                **{unit: SHARES[share] * (core_group if share == "denoise" else 1)},
+            )
     for row in data.iter_rows():
         work = pickle.loads(row["work"])
+        if "broken" in work:
+            raise ValueError(f"a worker could not go on: {work['broken']}")
         yield work["made"], work["bad"]

@@ -53,7 +53,7 @@ def _check_axis(name: str) -> None:
     pick("axis of a grid", name, (*MAKES, REPLACE))
 
 
-def plan(jobs: Any, grid: Axes | None = None, alternatives: bool | str | Path = False) -> Plan:
+def plan(jobs: Any, grid: Any = None, alternatives: bool | str | Path = False) -> Plan:
     """The jobs of a file or a list, times the grid.
 
     Args:
@@ -63,7 +63,10 @@ def plan(jobs: Any, grid: Axes | None = None, alternatives: bool | str | Path = 
     Raises:
         FileNotFoundError, ValueError, TypeError: the list or the grid as a whole is not what it should be.
     """
-    axes = {name: list(values) for name, values in (grid or {}).items()}
+    grid = {} if grid is None else grid
+    if not isinstance(grid, Mapping) or not all(isinstance(one, list | tuple | range) for one in grid.values()):
+        raise TypeError(f"a grid is lists of values by the name of an argument, but is {told(grid)}")
+    axes = {name: list(values) for name, values in grid.items()}
     for name, values in axes.items():
         _check_axis(name)
         if not values or (name == REPLACE and not all(isinstance(one, str) and one for one in values)):

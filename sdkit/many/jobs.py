@@ -111,7 +111,9 @@ def _check(function: str, asked: Mapping[str, Any]) -> None:
         truth("tiled", asked.get("tiled", False))
     else:
         values = {name: value for name, value in asked.items() if name in TABLE}
-        if type(values.get("prompt")) is str and type(values["seed"]) is int:  # checked once for all that share the rest
+        if (
+            type(values.get("prompt")) is str and type(values["seed"]) is int
+        ):  # checked once for all that share the rest
             check_seed(values.pop("seed"))
             _check_settings(json.dumps({**values, "prompt": ""}))
         else:

@@ -91,7 +91,7 @@ class Maker:
             made = self._make(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                yield [], [(jobs[0], Bad(jobs[0].key, dict(jobs[0].asked), _reason(error)))]
+                yield [], [(jobs[0], Bad(jobs[0].key, dict(jobs[0].asked), reason_of(error)))]
                 return
             if "memory" in str(error):
                 self.most = max(1, many // 2)
@@ -119,7 +119,7 @@ class Maker:
         return Made(job.key, job.function, [content], [seen.page.size], settings, time.perf_counter() - began, 1)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """A sentence; where the error is none that we know, with its kind."""
     known = isinstance(error, ValueError | TypeError | OSError | ArithmeticError)
     return " ".join(str(error).split()) if known and str(error) else f"{type(error).__name__}: {error}"

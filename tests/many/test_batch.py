@@ -81,7 +81,10 @@ def test_together_gives_the_same_settings_and_pictures_up_to_rounding(four, four
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_picture_does_not_depend_on_its_mates_whatever_the_scheduler(scheduler, tiny):
-    jobs = [job_of(one) for one in fast(PROMPTS[:3], scheduler=scheduler, eta=0.5, num_inference_steps=3)]
+    jobs = [
+        job_of(one)
+        for one in fast(PROMPTS[:3], scheduler=scheduler, eta=0.5, num_inference_steps=3, height=64, width=64)
+    ]
     noise = []
     keep = sdkit.on("latent", steps=[0])(lambda event: noise.append(event.value))
     together = sdkit.text_to_image(**asked_together(jobs, [keep]), model=tiny)

@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import threading
 import time
@@ -70,6 +71,17 @@ def test_stage_by_stage_sdxl_takes_its_pooled_embeddings_along(tmp_path, sdxl):
 def test_a_model_that_is_no_name_does_not_go_to_a_cluster(tmp_path, tiny):
     with pytest.raises(ValueError, match="workers load the model themselves, so give its name"):
         sdkit.batch(["a star"], tmp_path, model=tiny, address="local")
+
+
+def test_what_is_the_fault_of_no_job_goes_to_the_end_as_a_reason(tmp_path):
+    def load(_):
+        raise FileNotFoundError("there is no such model")
+
+    job = job_of("a star")
+    row = {"work": pickle.dumps({"jobs": [job]})}
+    for stage in (Words, Denoise, Write):
+        row = stage(load, str(tmp_path), False)(row)
+    assert pickle.loads(row["work"]) == {"broken": "there is no such model"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import sdkit
 from sdkit.many.grid import axis_of, plan
 from sdkit.many.jobs import job_of
 from sdkit.tiny.drawing import draw
@@ -135,6 +136,27 @@ def test_an_axis_replaces_its_first_text_in_the_prompt_by_each():
     assert {one.reason for one in made.bad} == {
         "the prompt must hold 'red', the first text to be replaced, but is 'a blue cat'"
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"jobs": 3}, "jobs are a file ending in .jsonl, .csv, .yaml, .yml, .txt, or a list, but are 3"),
+        ({"grid": ["seed"]}, "a grid is lists of values by the name of an argument, but is ['seed']"),
+        ({"grid": {"seed": "12"}}, "a grid is lists of values by the name of an argument, but is {'seed': '12'}"),
+        ({"grid": {"sed": [1]}}, "unknown axis of a grid 'sed'; did you mean 'seed'?"),
+        ({"folder": 3}, "folder must be a string or a Path, but is 3"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 up to 10000, but is 0"),
+        ({"exact": 1}, "exact must be True or False, but is 1"),
+        ({"model": 3}, "model must be a name, a folder, a file, a Stable Diffusion pipeline or an sdkit Model"),
+        ({"model": "no.safetensors"}, "there is no file or folder 'no.safetensors'"),
+    ],
+)
+def test_an_odd_argument_is_refused_in_a_sentence(given, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError, FileNotFoundError)) as caught:
+        sdkit.batch(**{"jobs": ["a star"], "folder": "out", **given})
+    assert str(caught.value).startswith(said)
 
 
 def test_an_axis_is_read_as_the_command_line_has_it():
