@@ -133,7 +133,7 @@ class Book:
         for place in self._loose():
             for row in json.loads(self.files.cat_file(place)):
                 wanted.setdefault(row["key"], []).append(row["file"])
-        there = {posixpath.relpath(place, self.root) for place in self._find("pictures")} if wanted else set()
+        there = {place.removeprefix(self.place("")) for place in self._find("pictures")} if wanted else set()
         return {key for key, names in wanted.items() if there.issuperset(names)}
 
     def keep(self, jobs: Sequence[Made]) -> None:

@@ -18,6 +18,7 @@ from sdkit.inputs.signatures import hint
 from sdkit.model.schedulers import SCHEDULERS
 
 PICTURES = ("image", "mask_image", "control_image", "picture")  # arguments that are files
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 TABLE = {one.name: one for one in fields(Settings)}
 MAKES = (*TABLE, "image", "mask_image", "control_image", "scheduler", "model", "hooks")
 TAKES = {  # the arguments of each function
@@ -55,7 +56,7 @@ class Bad:
 
 def canonical(value: Any) -> str:
     """A plain value as text that does not depend on the order of names, or on whether a whole number is a float."""
-    return json.dumps(_same(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _encode(_same(value))
 
 
 def _same(value: Any) -> Any:
