@@ -110,21 +110,19 @@ def closing(many: int = 50_000) -> None:
         print(f"a manifest of {many} rows: {seconds:.1f} s, {size / many:.0f} bytes a row")
 
 
-def on_ray() -> None:
-    """Pictures a second on two workers over those of the best single process, from the first file to the last."""
-    jobs = [{"prompt": f"a red {shape}", "seed": seed} for shape in SHAPES for seed in range(20)]
+def on_ray(pairs: int = 3, many: int = 20) -> None:
+    """Pictures a second on two workers over those of one process, from the first group that is kept to the last."""
 
     def rate(*options: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            lines = "".join(f"- {{prompt: {job['prompt']}, seed: {job['seed']}}}\n" for job in jobs)
+            lines = "".join(f"- {{prompt: a red {shape}, seed: {seed}}}\n" for shape in SHAPES for seed in range(many))
             (Path(folder) / "jobs.yaml").write_text(lines)
             command = [sys.executable, "-m", "sdkit", "batch", "jobs.yaml", "out", *options]
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
             times = sorted(path.stat().st_mtime for path in Path(folder).glob("out/pictures/*/*.png"))
             return (len(times) - 8) / (times[-1] - times[7])
 
-    pairs = [(rate(), rate("--ray", "--workers", "2")) for _ in range(3)]
-    ratios = [ray / single for single, ray in pairs]
+    ratios = [1 / (rate() / rate("--ray", "--workers", "2")) for _ in range(pairs)]
     print(
         f"two workers on Ray over one process: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     )

@@ -342,7 +342,7 @@ def test_processes_that_a_launcher_starts_share_the_jobs(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stdout == "out/manifest.parquet  4 of 5 jobs made\n"
+    assert done.stdout == f"{tmp_path}/out/manifest.parquet  4 of 5 jobs made\n"
     assert "set aside: line 5: eta must be between 0 and 1, but is 3" in done.stderr
     single = sdkit.batch(tmp_path / "jobs.jsonl", tmp_path / "single", batch_size=2)
     assert without_times(pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()) == without_times(
