@@ -10,6 +10,7 @@ from typing import Any
 from sdkit.cli.shared import Commands, add_model, check_model, load_model, own_warnings, printable
 from sdkit.inputs.checks import whole
 from sdkit.inputs.paths import TINY
+from sdkit.many.jobs import TOGETHER
 
 SHOWN = 5  # reasons of jobs that were set aside, which the manifest's neighbour has all
 
@@ -42,7 +43,9 @@ def add_to(commands: Commands) -> None:
         metavar="FOLDER",
         help="take {red|blue} in prompts apart, and __name__ by the lines of name.txt in this folder",
     )
-    add("--batch-size", type=int, default=8, metavar="N", help="pictures at once, at most (default: 8)")
+    add(
+        "--batch-size", type=int, default=TOGETHER, metavar="N", help=f"pictures at once, at most (default: {TOGETHER})"
+    )
     add("--exact", action="store_true", help="make each job by itself, to the very bytes that it would be alone")
     add("--traces", action="store_true", help="also record each job, in the folder traces")
     ray = batch.add_argument_group("on a cluster")

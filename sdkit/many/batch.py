@@ -14,11 +14,9 @@ from sdkit.inputs.checks import typed
 from sdkit.inputs.paths import TINY
 from sdkit.many.book import MANIFEST, Book, Row
 from sdkit.many.grid import Plan, plan
-from sdkit.many.jobs import Bad, Job
+from sdkit.many.jobs import TOGETHER, Bad, Job
 from sdkit.many.processes import Processes
 from sdkit.many.sheet import PAGE, write_sheet
-
-TOGETHER = 8  # pictures at once; more gain little on a processor, and on a GPU it is what SDXL leaves room for
 
 
 @dataclass(frozen=True)
