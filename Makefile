@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 # One file or so for each library that sdkit works with: two minutes.
 LOWEST := tests/test_noise.py tests/model tests/process/test_adapters.py tests/show/test_figures.py \
-	tests/show/test_film.py tests/tasks/test_generate.py tests/tasks/test_read_prompt.py
+	tests/show/test_film.py tests/many/test_jobs.py tests/tasks/test_generate.py tests/tasks/test_read_prompt.py
 
 .PHONY: demo test test-slow test-lowest coverage check notebooks release clean
 
@@ -49,7 +49,7 @@ check: .venv/developed
 # Versions as old as these have no wheels for the newest Python: 3.11 and 3.12 have them.
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[adapters,compel,plots,schedulers,test]"
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[adapters,batch,compel,plots,schedulers,test]"
 	touch $@
 
 # Run all six and keep them with their outputs; the last trains for ten minutes.

@@ -134,11 +134,12 @@ Imports = dict[str, dict[str, set[str]]]  # for each wing the wings that it impo
 
 
 def _imports() -> Imports:
-    """Who imports whom, read from every file of the package but its table of contents, `sdkit/__init__.py`."""
+    """Who imports whom, read from every file of the package but its table of contents, `sdkit/__init__.py`, and its
+    front door, `sdkit/__main__.py`."""
     found: Imports = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         here = path.relative_to(PACKAGE)
-        if here.parts != ("__init__.py",):
+        if here.parts not in (("__init__.py",), ("__main__.py",)):
             wing = found.setdefault(here.parts[0] if len(here.parts) > 1 else GROUND, defaultdict(set))
             for name in _imported(path):
                 other = name if (PACKAGE / name).is_dir() else GROUND

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdkit.latents.autoencoder import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.latents.previews import latent_to_rgb
     from sdkit.latents.statistics import Description, describe
+    from sdkit.many.batch import Batch, batch
     from sdkit.model.loading import load
     from sdkit.model.model import Model
     from sdkit.model.schedulers import SCHEDULERS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "SCHEDULERS": "model.schedulers",
     "AttentionMaps": "unet.maps",
+    "Batch": "many.batch",
     "Description": "latents.statistics",
     "Edit": "events",
     "Event": "events",
@@ -47,6 +49,7 @@ _ROOMS = {
     "Trace": "trace.trace",
     "Walk": "tasks.interpolate",
     "animate": "show.film",
+    "batch": "many.batch",
     "contact_sheet": "pictures",
     "cost": "tasks.cost",
     "decode": "latents.autoencoder",
@@ -75,6 +78,7 @@ _MODULES = ("hooks", "plots")  # the names that are modules of their own
 __all__ = [
     "SCHEDULERS",
     "AttentionMaps",
+    "Batch",
     "Description",
     "Edit",
     "Event",
@@ -88,6 +92,7 @@ __all__ = [
     "Trace",
     "Walk",
     "animate",
+    "batch",
     "contact_sheet",
     "cost",
     "decode",

@@ -244,13 +244,20 @@ def hash_of(pictures: Any) -> str | None:
 
 
 def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG, a JPEG or a lossless WebP, by the ending, with the settings that made it inside if there are any: as
-    JSON in a PNG's text under the key "sdkit", otherwise in EXIF's comment after that word.
+    """Write what `picture_bytes` gives."""
+    content = picture_bytes(picture, path, settings)
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
+def picture_bytes(picture: Image.Image, path: str | Path, settings: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as PNG, JPEG or lossless WebP, by the ending, with the settings that made it inside if any, as JSON in
+    a PNG's text under the key "sdkit", otherwise in EXIF's comment after that word.
 
     Raises:
         ValueError: they are longer than a JPEG can hold.
     """
-    kind = Image.registered_extensions()[path.suffix.lower()]
+    kind = Image.registered_extensions()[Path(path).suffix.lower()]
     options = dict(_OPTIONS[kind])
     if settings is not None and kind == "PNG":
         options["pnginfo"] = info = PngInfo()
@@ -260,8 +267,9 @@ def save_picture(picture: Image.Image, path: Path, settings: Mapping[str, Any] |
         exif.get_ifd(EXIF)[USER_COMMENT] = comment = COMMENT + json.dumps(settings, allow_nan=False).encode()
         if kind == "JPEG" and len(comment) > 65_000:
             raise ValueError(f"the settings are longer than {str(path)!r} can hold as a JPEG; save it as PNG or WebP")
-    with whole_file(path) as part:
-        picture.save(part, format=kind, **options)
+    content = BytesIO()
+    picture.save(content, format=kind, **options)
+    return content.getvalue()
 
 
 def same_pixels(path: str | Path, picture: Image.Image) -> bool:

@@ -49,6 +49,7 @@ ODD = {
 }
 ELSEWHERE = {  # of sdkit's names, with the reason
     "SCHEDULERS": "no function",
+    "Batch": "what batch returns",
     "Description": "what describe returns",
     "Edit": "what an event holds",
     "Event": "what a hook is given",
@@ -57,6 +58,7 @@ ELSEWHERE = {  # of sdkit's names, with the reason
     "Result": "what text_to_image returns",
     "RoundTrip": "what round_trip returns",
     "Stage": "an enumeration",
+    "batch": "tests/many/test_jobs.py",
     "contact_sheet": "tests/test_pictures.py",
     "hooks": "a module, below",
     "image_to_image": "tests/tasks/test_generate.py",

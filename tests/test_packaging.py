@@ -16,7 +16,7 @@ import sdkit
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = ("adapters", "compel", "plots", "schedulers")  # the extras that are for users
+OPTIONAL = ("adapters", "batch", "compel", "plots", "schedulers")  # the extras that are for users
 FREE = {  # licences that ask for no more than to be named, or, as the MPL does, for changes to their own files
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0",
     "CNRI-Python", "ISC", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib",
@@ -101,7 +101,7 @@ def test_every_library_that_comes_with_sdkit_is_free_to_use():
     proprietary = "nvidia-", "cuda-"  # what torch brings on a machine with a GPU of NVIDIA, under NVIDIA's own terms
     unknown = {
         name: strange
-        for name, one in needed("sdkit-stages", ("", *OPTIONAL)).items()
+        for name, one in needed("sdkit-stages", ("", *OPTIONAL, "cluster")).items()
         if not name.startswith(proprietary) and (strange := licences(one.metadata) - FREE)
     }
     assert not unknown

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     import argparse
 
     import sdkit
-    from sdkit.cli import generate, latents
+    from sdkit.cli import batch, generate, latents
 
     made = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
     made.add_argument("--version", action="version", version=f"sdkit {sdkit.__version__}")
@@ -30,12 +30,13 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", metavar="command")
     generate.add_to(commands)
     latents.add_to(commands)
+    batch.add_to(commands)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `sdkit`; returns the exit status: 0, 2 for what the user should change, said in one sentence, or 130 where it
-    was interrupted."""
+    """Run `sdkit`; returns the exit status: 0, 1 where jobs of a batch were set aside, 2 for what the user should
+    change, said in one sentence, or 130 where it was interrupted."""
     # Read when torch is imported: threads of OpenMP that wait spin, and on a busy machine keep others from their work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
             if text.encode(errors="replace").decode() != text:
                 raise ValueError(f"{text!r} is no valid text; write it, and name files, as this console does")
         options = parser().parse_args(arguments)
-        options.do(options)
+        return int(options.do(options) or 0)
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
@@ -74,7 +75,6 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         print(printable(f"sdkit: error: {error or 'out of memory'}"), file=sys.stderr)
         return 2
-    return 0
 
 
 @contextmanager

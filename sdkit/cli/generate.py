@@ -110,11 +110,11 @@ def _rerun(options: argparse.Namespace) -> None:
     with own_warnings():
         with busy("getting ready"):
             from sdkit import read_settings, rerun
-            from sdkit.model.loading import TINY
             from sdkit.pictures import same_pixels
 
         model = options.model
-        if model is not None or read_settings(options.png).get("model") == TINY:  # otherwise `rerun` says what to do
+        named = read_settings(options.png).get("model")
+        if model is not None or named == paths.TINY:  # otherwise `rerun` says what to do
             model = load_model(options)
         result = rerun(
             options.png,

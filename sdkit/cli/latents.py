@@ -96,41 +96,19 @@ def _inspect(options: argparse.Namespace) -> None:
 
     model = load_model(options)
 
-    from PIL import Image
-
-    from sdkit import contact_sheet, describe, diffuse, latent_to_rgb, round_trip
     from sdkit.pictures import save_picture
+    from sdkit.tasks.inspect import look_into
 
     with own_warnings(), busy("looking at the picture"):
-        trip = round_trip(options.picture, model=model, tiled=options.tiled)
-        picture, rgb, description = trip.originals[0], latent_to_rgb(model), describe(trip.latents)
-        ways = [
-            diffuse(picture, options.timesteps, space=space, seed=options.seed, model=model)
-            for space in ("latent", "pixel")
-        ]
-    levels = ways[0].settings["levels"]
-    columns = max(4, len(levels))
-    preview = rgb(trip.latents, scale=1)[0].resize(picture.size, Image.Resampling.BICUBIC)
-    blank = Image.new("RGB", picture.size, "white")
-    rows = [[picture, trip.images[0], trip.differences[0], preview], *(way.images for way in ways)]
-    save_picture(contact_sheet([one for row in rows for one in [*row, *[blank] * (columns - len(row))]], columns), path)
+        seen = look_into(
+            options.picture, timesteps=options.timesteps, seed=options.seed, tiled=options.tiled, model=model
+        )
+    save_picture(seen.page, path)
     if options.json:
-        numbers = {
-            "psnr": trip.psnr[0],
-            "ssim": trip.ssim[0],
-            "pixel_values": trip.pixel_values,
-            "latent_values": trip.latent_values,
-            "pixel_bytes": trip.pixel_values,
-            "latent_bytes": trip.latent_bytes,
-            "channels": [vars(channel) for channel in description.channels],
-            "levels": levels,
-            "preview_r2": rgb.r2,
-            "page": str(path),
-        }
-        print(json.dumps(numbers, indent=2))
+        print(json.dumps({**seen.numbers, "page": str(path)}, indent=2))
         return
-    print(f"{trip}\n\n{description}\n\n{'t':>4} {'alpha':>7} {'sigma':>7} {'SNR':>10}")
-    for level in levels:
+    print(f"{seen.trip}\n\n{seen.description}\n\n{'t':>4} {'alpha':>7} {'sigma':>7} {'SNR':>10}")
+    for level in seen.levels:
         print(f"{level['t']:4} {level['alpha']:7.4f} {level['sigma']:7.4f} {level['snr']:10.4g}")
     print(f"\n{path}  there and back, and every noise level")
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
 
+TINY = "sdkit/tiny"  # the embedded model's name in settings
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # that carry settings
 FPS = (0.01, 1000.0)  # what films can hold

@@ -142,7 +142,7 @@ def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T
         def called(*arguments: P.args, **options: P.kwargs) -> T:
             for name in options:
                 if name not in known:
-                    raise TypeError(f"there is no argument {name!r} here; {_hint(name, function.__name__, known)}")
+                    raise TypeError(f"there is no argument {name!r} here; {hint(name, function.__name__, known)}")
             return function(request(*arguments, **options))
 
         known = {one.name: one for one in fields(request)}  # type: ignore[arg-type]  # a dataclass
@@ -163,7 +163,7 @@ def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T
     return wrap
 
 
-def _hint(name: str, function: str, known: Iterable[str]) -> str:
+def hint(name: str, function: str, known: Iterable[str]) -> str:
     if name in ("image", "mask_image", "strength", "denoising_start", "padding_mask_crop", "masked_image_latents"):
         return "sdkit.image_to_image takes it"
     if name in _HABITS:

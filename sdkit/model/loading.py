@@ -15,7 +15,7 @@ import torch
 
 from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick
-from sdkit.inputs.paths import model_source
+from sdkit.inputs.paths import TINY, model_source
 from sdkit.model.allowed import EXPECTED, check_index, is_a, uncompiled
 from sdkit.model.parts import disagreements, one_sentence, reaching, read_json, read_parts
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from sdkit.model.model import Model
 
-TINY = "sdkit/tiny"  # the embedded model's name in settings
 _MEANT = {  # which arguments say something about what is loaded, beside where to put it
     "the embedded model": (),
     "a pipeline": (),

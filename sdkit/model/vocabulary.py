@@ -10,6 +10,11 @@ from typing import Any
 _WORD = re.compile(r"[^\W_]+")
 
 
+def words_in(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return _WORD.findall(text.lower())
+
+
 def vocabulary_of(tokenizer: Any) -> tuple[str, ...]:
     """The words that a tokenizer's configuration lists."""
     listed = getattr(tokenizer, "init_kwargs", {}).get("vocabulary")
@@ -27,7 +32,7 @@ def unknown_words(prompts: Sequence[str], tokenizer: Any) -> list[str]:
         text = prompt.lower()
         for word in sorted(map(str.lower, added), key=len, reverse=True):
             text = text.replace(word, " ")
-        found |= dict.fromkeys(word for word in _WORD.findall(text) if word not in vocabulary)
+        found |= dict.fromkeys(word for word in words_in(text) if word not in vocabulary)
     return list(found)
 
 

@@ -15,9 +15,10 @@ from sdkit.events import Hook, Stage, checked
 from sdkit.files import settings_text
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
+from sdkit.inputs.paths import TINY
 from sdkit.inputs.record import check_record
 from sdkit.model import schedulers
-from sdkit.model.loading import TINY, load
+from sdkit.model.loading import load
 from sdkit.pictures import same_pixels
 from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
 from sdkit.process.prepare import prepare
