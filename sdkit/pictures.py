@@ -1,4 +1,7 @@
-"""Pictures as people handle them: whatever they hand in, PIL, PNG files that carry settings, contact sheets."""
+"""Pictures as people handle them: whatever they hand in, PIL, PNG files that carry settings, contact sheets.
+
+It is longer than other files because pictures are handed in in many forms.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,15 @@ class Batch:
         return Book(self.folder).place(MANIFEST)
 
     def rows(self) -> list[Row]:
-        """The rows of the manifest: of each picture its file, seed, hash, time, and the settings as JSON."""
+        """The rows of the manifest.
+
+        Returns:
+            For each picture its file, seed, hash and time, and the settings as JSON, by name.
+
+        Example:
+            >>> [row["prompt"] for row in sdkit.batch(["a red star"], "out").rows()]
+            ['a red star']
+        """
         return Book(self.folder).rows()
 
 
