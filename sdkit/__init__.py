@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdkit.latents.autoencoder import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.latents.previews import latent_to_rgb
     from sdkit.latents.statistics import Description, describe
+    from sdkit.live.app import app
     from sdkit.model.loading import load
     from sdkit.model.model import Model
     from sdkit.model.schedulers import SCHEDULERS
@@ -47,6 +48,7 @@ _ROOMS = {
     "Trace": "trace.trace",
     "Walk": "tasks.interpolate",
     "animate": "show.film",
+    "app": "live.app",
     "contact_sheet": "pictures",
     "cost": "tasks.cost",
     "decode": "latents.autoencoder",
@@ -88,6 +90,7 @@ __all__ = [
     "Trace",
     "Walk",
     "animate",
+    "app",
     "contact_sheet",
     "cost",
     "decode",

@@ -23,6 +23,7 @@ WINGS = (  # from the bottom up; each imports the files at the top and the wings
     "hooks",
     "show",
     "tasks",
+    "live",
     "cli",
 )
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -1,5 +1,5 @@
-"""The viewer's web files, in `viewer/`: ES modules, a style and a fragment of HTML, which a page loads one by one from a
-server, or holds whole."""
+"""The viewer's web files, in `viewer/`: ES modules, a style and a fragment of HTML. A page loads them one by one from a
+server, or holds them whole."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def web_file(name: str) -> str:
 
 
 def joined(last: str) -> str:
-    """All modules and a last one as one script, for a page that opens from disk, where modules cannot be loaded: without
-    their imports and exports, in a scope of their own."""
+    """All modules and a last one as one script without imports and exports, in a scope of its own: for a page that is
+    opened from disk, and can load none."""
     texts = (web_file(f"{name}.js") for name in (*MODULES, last))
     plain = (re.sub(r"^export |^import .*\n", "", text, flags=re.MULTILINE) for text in texts)
     return '(() => {\n"use strict";\n' + "\n".join(plain) + "})();\n"

@@ -240,6 +240,7 @@ class AttentionMaps:
         layer: str | None = None,
         head: int | None = None,
         resolution: Grid | None = None,
+        size: Grid | None = None,
     ) -> Tensor:
         """Where a word looked, (H, W) in [0, 1] at the picture's size: 0 is the least of all places, 1 the most.
 
@@ -252,13 +253,14 @@ class AttentionMaps:
             layer: a layer, or what several begin with; the mean over all by default.
             head: one head; the mean over all by default.
             resolution: layers of this size (h, w) alone.
+            size: (H, W) instead of the picture's.
 
         Raises:
             ValueError: there is no such word (the message has those that there are), or what was asked for was not
                 kept.
         """
         picked = self._pick(word, step, picture, negative, layer, head, resolution)
-        fitted = [F.interpolate(one[None, None], self._size, mode="bicubic")[0, 0] for one in picked.values()]
+        fitted = [F.interpolate(one[None, None], size or self._size, mode="bicubic")[0, 0] for one in picked.values()]
         heat = torch.stack(fitted).clamp(min=0).sum(0)  # (H, W)
         low, high = heat.aminmax()
         return (heat - low) / (high - low) if high > low else torch.zeros_like(heat)

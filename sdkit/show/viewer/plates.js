@@ -3,7 +3,7 @@ import { $, make, number, percent, heatRamp, fieldRamp, signedRamp } from "./val
 import { told } from "./run.js";
 
 export const state = { runs: [], painters: [], word: null, channel: null, linked: true, playing: false, touched: false };
-export const paint = () => { for (const one of state.painters) one(); };
+export const paint = () => { for (const one of state.painters) one(); dispatchEvent(new Event("paint")); };
 
 /** One field of numbers as pixels. `kind`: "colours", a channel, or "length" of the vector at each point. */
 export function pixels(run, values, plane, i, kind, reach) {

@@ -113,7 +113,7 @@ function heroes() {  // the big picture at the top follows once somebody moves, 
   }
 }
 function films() {
-  document.querySelectorAll(".film").forEach((film, index) => {
+  document.querySelectorAll("ol.film").forEach((film, index) => {
     const run = state.runs[index], cells = [...film.children];
     for (const cell of cells) cell.onclick = () => go(run, run.steps.findIndex((one) => one.step >= Number(cell.dataset.step)));
     state.painters.push(() => {
