@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,26 +20,37 @@ MEMORY = 512 * 10**6  # bytes of the traces of all
 
 @dataclass(frozen=True)
 class BranchedHeat:
-    """The heat of a branch: up to a step that of the run that it comes from, 0 for words that only the branch has."""
+    """The heat of a branch: up to a step that of the run that it comes from, and 0 for words that only the branch has,
+    or where nothing is known."""
 
-    before: AttentionMaps | BranchedHeat
+    before: AttentionMaps | BranchedHeat | None
     step: int
     after: AttentionMaps
 
     @property
     def words(self) -> list[str]:
-        return self.after.words or self.before.words  # until its first step
+        return self.after.words
 
     @property
     def steps(self) -> list[int]:
-        return [step for step in self.before.steps if step < self.step] + self.after.steps
+        before = self.before.steps if self.before else []
+        return [step for step in before if step < self.step] + self.after.steps
 
-    def heat(self, word: str, *, step: int | None = None, **where: Any) -> Tensor:
+    def heat(self, word: str, *, step: int | None = None, picture: int = 0) -> Tensor:
         if step is None or step >= self.step:
-            return self.after.heat(word, step=step, **where)
-        if word in self.before.words:
-            return self.before.heat(word, step=step, **where)
-        return torch.zeros_like(self.before.heat(self.before.words[0], step=step, **where))
+            return self.after.heat(word, step=step, picture=picture)
+        if self.before and word in self.before.words:
+            return self.before.heat(word, step=step, picture=picture)
+        return torch.zeros_like(self.after.heat(word, picture=picture))
+
+    def heats(self, words: Sequence[str], *, step: int, size: tuple[int, int]) -> Tensor:
+        if step >= self.step:
+            return self.after.heats(words, step=step, size=size)
+        heat, before = torch.zeros(len(words), *size), self.before
+        known = [word for word in words if before and word in before.words]
+        if before and known:
+            heat[[word in known for word in words]] = before.heats(known, step=step, size=size)
+        return heat
 
 
 @dataclass(eq=False)
@@ -52,6 +62,7 @@ class Kept:
     name: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     model: str = ""  # its name among those of the page
     method: str = ""  # the hook of the gallery that it was made with
+    last: int | None = None  # the step after which it is to pause
     wish: str = ""  # "pause" or "stop", as soon as its visitor has said so
 
     @property

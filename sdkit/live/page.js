@@ -37,9 +37,10 @@ async function follow(name, given, beside = null) {
   const { signal } = (now.leaving = new AbortController());
   let run = null;
   say(""); busy(true);
+  const others = setTimeout(() => say("Others are before you; it begins as soon as the model is free."), 1500);
   try {
     await call(name, given, (message) => {
-      if (message.kind === "queued") now.id = message.run;
+      if (message.kind === "queued") { now.id = message.run; clearTimeout(others); say(""); }
       else if (message.kind === "begin") {
         if (beside) Object.assign(beside, { index: 0, letter: "A", css: "a", follow: false });
         run = new Run(beside ? 1 : 0, message);
@@ -48,6 +49,7 @@ async function follow(name, given, beside = null) {
   } catch (error) {
     if (!signal.aborted) say(error.message);
   }
+  clearTimeout(others);
   busy(false);
   return run;
 }
@@ -75,7 +77,7 @@ function heroes() {
   const two = now.runs.length > 1;
   document.querySelector(".heroes").replaceChildren(...now.runs.map((run, index) => {
     const facts = make("dl", { class: "facts" }, ...run.facts.map(([key, value]) => make("div", {}, make("dt", {}, key), make("dd", {}, value))));
-    const name = run.prompt || "A picture without words", tag = two ? [make("span", { class: "tag tag-" + run.css }, run.letter), " "] : [];
+    const name = run.prompt || (run.process === "forward" ? "A picture drowns in noise" : "A picture without words"), tag = two ? [make("span", { class: "tag tag-" + run.css }, run.letter), " "] : [];
     const frame = make("div", { class: "hero-frame", "data-hero": index }, ...(run.picture || run.input ? [make("img", { src: run.picture || run.input, alt: "The picture: " + name })] : []));
     if (!frame.children.length) frame.style.aspectRatio = `${run.size[2]} / ${run.size[1]}`;
     return make("div", { class: "hero-run" }, frame, make("div", { class: "hero-words" }, make("h2", { class: name.length > 70 ? "prompt long" : "prompt" }, ...tag, name), facts));
@@ -106,12 +108,15 @@ $("form-compare").addEventListener("submit", async (event) => {
 });
 $("form-steer").addEventListener("submit", (event) => {
   event.preventDefault();
-  const run = now.runs[now.runs.length - 1], asked = values(event.target), given = { run: run.run, step: run.steps[Math.min(run.k, run.steps.length - 1)].step };
-  if (asked.prompt !== run.prompt) given.prompt = asked.prompt || "";
+  const run = now.runs[now.runs.length - 1], asked = values(event.target), given = { run: run.run };
+  if ((asked.prompt || "") !== run.prompt) given.prompt = asked.prompt || "";
   if (asked.guidance_scale !== (run.guidance ?? 1)) given.guidance_scale = asked.guidance_scale;
   for (const [name, value] of Object.entries(cells.given())) if (value) given[name] = value;
-  const changed = Object.keys(given).length > 2;
-  follow("go_on", given, changed || !run.paused ? run : null);  // what was paused and goes on as it was is the same run
+  const same = run.paused && Object.keys(given).length === 1;  // what was paused and goes on as it was stays the same run
+  given.step = run.steps[Math.min(run.k, run.steps.length - 1)].step + (same && run.k === run.last ? 1 : 0);
+  if (event.submitter.name === "one") given.steps = 1;
+  const others = now.runs.slice(0, -1);
+  follow("go_on", given, same ? others[0] : run);
 });
 $("form-film").addEventListener("submit", async (event) => {
   event.preventDefault();

@@ -11,8 +11,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from sdkit import hooks as gallery
 from sdkit.events import Event, Hook, Stage
 from sdkit.inputs.checks import pick, whole
@@ -45,9 +43,15 @@ def generate(studio: Studio, prompt: Any, *, model: str = "", method: str = "", 
     yield from follow(studio, kept, events, paint, {"unknown": unknown_words(loaded, words)})
 
 
-def go_on(studio: Studio, run: Any, step: Any, *, paint: Any = None, look: Any = None, **changes: Any) -> Messages:
+def go_on(
+    studio: Studio, run: Any, step: Any, *, steps: Any = None, paint: Any = None, look: Any = None, **changes: Any
+) -> Messages:
     """A kept run from one of its steps on: with other words or guidance, colours on the picture that this step
-    predicts, or a word that is to act where it is painted."""
+    predicts, or a word that is to act where it is painted.
+
+    Args:
+        steps: so many, and then a pause.
+    """
     parent = studio.shelf.get(run)
     model, colours = studio.model(parent.model)
     step, changes = whole("step", step, at_least=0), allowed(changes)
@@ -58,8 +62,8 @@ def go_on(studio: Studio, run: Any, step: Any, *, paint: Any = None, look: Any =
         hooks.append(painting.looks(look))
     maps = AttentionMaps()
     trace, events = branching(parent.trace, step, hooks=[*hooks, maps], model=model, changes=changes)
-    heat = maps if parent.maps is None else BranchedHeat(parent.maps, step, maps)
-    kept = Kept(trace, heat, model=parent.model, method=parent.method)
+    last = None if steps is None else step + whole("steps", steps, at_least=1) - 1
+    kept = Kept(trace, BranchedHeat(parent.maps, step, maps), model=parent.model, method=parent.method, last=last)
     words = changes.get("prompt", parent.trace.prompt or "")
     more = {"parent": parent.name, "from": step, "unknown": unknown_words(model, words)}
     yield from follow(studio, kept, events, colours, more, parent.trace, range(step))
@@ -84,7 +88,7 @@ def follow(
     studio.shelf.put(kept)
     waiting: list[dict[str, Any]] = [{"kind": "queued", "run": kept.name, **more}]
     yield waiting
-    waiting, last, seen = [], 0.0, -1
+    waiting, last, seen, paused = [], 0.0, -1, False
 
     def step(number: int) -> list[dict[str, Any]]:
         nonlocal words
@@ -110,7 +114,8 @@ def follow(
                 seen = event.step
                 if kept.wish == "stop":
                     event.run.stop()
-                elif kept.wish == "pause":
+                elif kept.wish == "pause" or (seen == kept.last and seen + 1 < len(event.run.visits)):
+                    paused = True
                     break
     finally:
         events.close()
@@ -118,13 +123,13 @@ def follow(
     if seen >= 0:
         waiting += step(seen)
     outcome = ending(trace, paint, 0, POINTS)
-    yield [*waiting, {"kind": "end", "run": kept.name, "paused": kept.wish == "pause", **outcome}]
+    yield [*waiting, {"kind": "end", "run": kept.name, "paused": paused, **outcome}]
 
 
 def _step(trace: Trace, step: int, maps: Any, words: Sequence[str], paint: ColourMap) -> dict[str, Any]:
     h, w = trace[Stage.LATENT][0].value.shape[-2:]
     size = (max(1, round(HEAT * h / max(h, w))), max(1, round(HEAT * w / max(h, w))))
-    heat = torch.stack([maps.heat(word, step=step, size=size) for word in words]) if words else None
+    heat = maps.heats(words, step=step, size=size) if words else None
     return {"kind": "step", **step_values(trace, step, heat, paint, 0, POINTS)}
 
 

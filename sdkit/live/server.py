@@ -152,8 +152,8 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Draw from words; the messages of the run as it forms."""
         yield from said(
-            runs.generate(studio,
-                prompt, negative_prompt=negative_prompt, seed=seed, num_inference_steps=num_inference_steps,
+            runs.generate(
+                studio, prompt, negative_prompt=negative_prompt, seed=seed, num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale, scheduler=scheduler, method=method, model=model,
             )
         )  # fmt: skip
@@ -174,8 +174,8 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Go on from a picture (base64, or a data URI), with a mask only where that is white."""
         yield from said(
-            runs.generate(studio,
-                prompt, image=image, mask_image=mask_image, strength=strength, negative_prompt=negative_prompt,
+            runs.generate(
+                studio, prompt, image=image, mask_image=mask_image, strength=strength, negative_prompt=negative_prompt,
                 seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, scheduler=scheduler,
                 method=method, model=model,
             )
@@ -185,6 +185,7 @@ def add_calls(server: Any, studio: Studio) -> None:
     def go_on(
         run: str,
         step: int,
+        steps: int | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
         guidance_scale: float | None = None,
@@ -193,9 +194,9 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Go on with a run from one of its steps, changed."""
         yield from said(
-            runs.go_on(studio,
-                run, step, prompt=prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, paint=paint,
-                look=look,
+            runs.go_on(
+                studio, run, step, steps=steps, prompt=prompt, negative_prompt=negative_prompt,
+                guidance_scale=guidance_scale, paint=paint, look=look,
             )
         )  # fmt: skip
 
@@ -210,9 +211,9 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """A picture as image to image would begin with it."""
         yield from said(
-            looking.noised(studio,
-                image, strength=strength, seed=seed, num_inference_steps=num_inference_steps, scheduler=scheduler,
-                model=model,
+            looking.noised(
+                studio, image, strength=strength, seed=seed, num_inference_steps=num_inference_steps,
+                scheduler=scheduler, model=model,
             )
         )  # fmt: skip
 
@@ -234,8 +235,8 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """A film from one prompt to another."""
         yield from said(
-            looking.interpolate(studio,
-                start, end, frames=frames, seed=seed, num_inference_steps=num_inference_steps,
+            looking.interpolate(
+                studio, start, end, frames=frames, seed=seed, num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale, scheduler=scheduler, model=model,
             )
         )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -240,7 +240,6 @@ class AttentionMaps:
         layer: str | None = None,
         head: int | None = None,
         resolution: Grid | None = None,
-        size: Grid | None = None,
     ) -> Tensor:
         """Where a word looked, (H, W) in [0, 1] at the picture's size: 0 is the least of all places, 1 the most.
 
@@ -253,17 +252,32 @@ class AttentionMaps:
             layer: a layer, or what several begin with; the mean over all by default.
             head: one head; the mean over all by default.
             resolution: layers of this size (h, w) alone.
-            size: (H, W) instead of the picture's.
 
         Raises:
             ValueError: there is no such word (the message has those that there are), or what was asked for was not
                 kept.
         """
         picked = self._pick(word, step, picture, negative, layer, head, resolution)
-        fitted = [F.interpolate(one[None, None], size or self._size, mode="bicubic")[0, 0] for one in picked.values()]
+        fitted = [F.interpolate(one[None, None], self._size, mode="bicubic")[0, 0] for one in picked.values()]
         heat = torch.stack(fitted).clamp(min=0).sum(0)  # (H, W)
         low, high = heat.aminmax()
         return (heat - low) / (high - low) if high > low else torch.zeros_like(heat)
+
+    @typed()
+    def heats(self, words: Sequence[str], *, step: int, size: Grid) -> Tensor:
+        """What `heat` gives for words of the first picture at one step, but all at once and small: (words, H, W) at a
+        size of its own."""
+        places = [self._columns_of(word, self._words[1][0]) for word in words]
+        sums, heat = self._sums(step), torch.zeros(len(places), *size)
+        if not sums or step not in self.steps:
+            raise ValueError(f"step {step} was not kept by itself; kept: {_listed(self.steps)}")
+        row = self._shape[0] if self.negative and self._guided else 0
+        for group, grid_of in self._grids.items():
+            seen = sum(one[group][row].cpu().mean(0) for one in sums) / self._joined[group]  # (h*w, tokens)
+            planes = torch.stack([seen[:, columns].sum(1) for columns in places]).view(-1, 1, *grid_of)
+            heat = heat + F.interpolate(planes, size, mode="bicubic")[:, 0].clamp(min=0)
+        low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+        return torch.where(high > low, (heat - low) / (high - low), 0.0)
 
     @typed()
     def share(

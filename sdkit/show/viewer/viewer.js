@@ -107,7 +107,8 @@ function heroes() {  // the big picture at the top follows once somebody moves, 
     const run = state.runs[Number(box.dataset.hero)], canvas = box.querySelector("canvas") || make("canvas", { "aria-hidden": "true" });
     box.append(canvas);
     state.painters.push(() => {
-      canvas.hidden = (run.ended && !state.touched) || !run.steps.length || atEnd(run) || !(run.values.x0 || run.values.x);
+      const shown = run.ended && !state.touched && box.querySelector("img");
+      canvas.hidden = Boolean(shown) || !run.steps.length || atEnd(run) || !(run.values.x0 || run.values.x);
       if (!canvas.hidden) draw(canvas, run, run.values.x0 ? "x0" : "x", run.k);
     });
   }
