@@ -1,4 +1,4 @@
-"""`sdkit.app`: the live page, served on this computer, and shown in the cell of a notebook."""
+"""The function `sdkit.app`: the live page, served on this computer, and shown in the cell of a notebook."""
 
 from __future__ import annotations
 

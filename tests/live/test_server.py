@@ -25,7 +25,10 @@ def client(address):
 
 
 def events_of(client, *arguments, **options):
-    return [event for some in client.submit(*arguments, **options) for event in some]
+    job = client.submit(*arguments, **options)
+    events = [event for some in job for event in some]
+    job.result()  # raises what was wrong
+    return events
 
 
 def test_a_program_of_ten_lines_draws_a_picture(address, tmp_path, monkeypatch, tiny):
