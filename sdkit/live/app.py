@@ -12,6 +12,7 @@ from sdkit.inputs.checks import typed
 from sdkit.inputs.paths import model_source
 
 LOOPBACK = "127.0.0.1"
+SESSIONS = 64  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
 
 
 @typed()
@@ -60,6 +61,7 @@ def app(
     _, local, public = server.launch(
         server_name=host, server_port=port, share=share or None, inbrowser=browse, quiet=True, prevent_thread_lock=True,
         show_error=True, height=900, run_history=False, ssr_mode=False, footer_links=[],
+        state_session_capacity=SESSIONS,
     )  # fmt: skip
     address = str(public or local)
     print(f"The page is at {address}", flush=True)

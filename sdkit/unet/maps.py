@@ -273,7 +273,7 @@ class AttentionMaps:
             raise ValueError(f"step {step} was not kept by itself; kept: {_listed(self.steps)}")
         row = self._shape[0] if self.negative and self._guided else 0
         for group, grid_of in self._grids.items():
-            seen = sum(one[group][row].cpu().mean(0) for one in sums) / self._joined[group]  # (h*w, tokens)
+            seen = torch.stack([one[group][row].cpu().mean(0) for one in sums]).sum(0) / self._joined[group]  # (h*w, n)
             planes = torch.stack([seen[:, columns].sum(1) for columns in places]).view(-1, 1, *grid_of)
             heat = heat + F.interpolate(planes, size, mode="bicubic")[:, 0].clamp(min=0)
         low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)

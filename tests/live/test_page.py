@@ -8,9 +8,9 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from visiting import shown
 
 import sdkit
-from tests.live.conftest import shown
 from tests.show.test_report import canvas, chapters, told
 
 pytest.importorskip("gradio", reason="the live page needs the extra 'app'")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from visiting import messages, sent, shown
 
 import sdkit
 from sdkit import Stage
@@ -15,7 +16,6 @@ from sdkit.live.kept import Kept, Shelf
 from sdkit.live.limits import FORMATS
 from sdkit.live.studio import METHODS, Studio, unknown_words
 from sdkit.pictures import save_picture
-from tests.live.conftest import messages, sent, shown
 from tests.show.test_report import unpacked
 
 STAR = "a red star on a blue background"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from visiting import sent, shown
 
 import sdkit
 from sdkit import cli
-from tests.live.conftest import sent, shown
 
 pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
 httpx = pytest.importorskip("httpx")

@@ -1,18 +1,9 @@
-"""A studio with the embedded model, and the page as it is served."""
+"""What a page does with the server, for tests: read messages, send and see pictures."""
 
 import base64
 import io
-import socket
 
-import pytest
 from PIL import Image
-
-from sdkit.live.studio import Studio
-
-
-@pytest.fixture(scope="session")
-def studio():
-    return Studio()
 
 
 def messages(stream):
@@ -30,15 +21,3 @@ def sent(picture, kind="PNG", **options):
 def shown(uri):
     """The picture of a data URI."""
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
-
-
-@pytest.fixture(scope="session")
-def address():
-    """The page, served on a port of its own."""
-    pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
-    import sdkit
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return sdkit.app(port=port)
