@@ -1,6 +1,6 @@
 """The pictures of the documentation, made anew from the embedded model: `python docs/pictures.py`.
 
-Each comes light and dark where it has a paper of its own. The page of the report is photographed by Chromium.
+Each comes light and dark where it has a paper of its own. Pages are photographed by Chromium.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
         both(plots.trajectory(trace, branch, dark=dark), "trajectory", dark)
     strips()
     photograph(trace, maps)
+    photograph_live()
     for path in sorted(HERE.iterdir()):
         print(f"{path.stat().st_size / 1000:6.0f} KB  {path.name}")
 
@@ -246,20 +247,7 @@ def side_by_side(pictures: list[Image.Image], name: str) -> None:
 
 def photograph(trace: sdkit.Trace, maps: sdkit.AttentionMaps) -> None:
     """The report, where a step begins, as a browser shows it."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "hide-scrollbars",
-        "window-size=1180,700",
-        "force-device-scale-factor=1.5",
-    ):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver = browser()
     with tempfile.TemporaryDirectory() as folder:
         page = trace.report(Path(folder) / "run.html", maps=maps)
         for look in ("light", "dark"):
@@ -275,6 +263,54 @@ def photograph(trace: sdkit.Trace, maps: sdkit.AttentionMaps) -> None:
             driver.save_screenshot(str(path))
             smaller(Image.open(path), path)
     driver.quit()
+
+
+def photograph_live() -> None:
+    """The live page: a run, and beside it the one that goes on from its step 6 under other words."""
+    driver, wait = browser(), "!document.getElementById('steer').hidden"
+    driver.get(sdkit.app())
+    until(driver, "document.body.dataset.ready === 'yes'")
+    write = "const [where, text] = arguments; document.querySelector(where).value = text"
+    driver.execute_script(write, "#form-text [name=prompt]", PROMPT)
+    driver.execute_script(write, "#form-text [name=seed]", str(SEED))
+    driver.execute_script("document.querySelector('#form-text .solid').click()")
+    until(driver, wait)
+    move = "const to = document.querySelector('.track input'); to.value = 6; to.dispatchEvent(new Event('input'))"
+    driver.execute_script(move)
+    driver.execute_script(write, "#form-steer [name=prompt]", PROMPT.replace("red", "blue"))
+    driver.execute_script("document.querySelector('#form-steer .solid').click()")
+    until(driver, f"document.querySelectorAll('.lane').length === 2 && {wait}")
+    driver.set_window_size(1180, 1500)
+    driver.execute_script("scrollTo({top: 0, behavior: 'instant'})")
+    time.sleep(1)
+    path = HERE / "live.png"
+    driver.save_screenshot(str(path))
+    smaller(Image.open(path), path)
+    driver.quit()
+
+
+def until(driver: Any, condition: str) -> None:
+    """Wait for a condition of the page."""
+    while not driver.execute_script(f"return {condition}"):
+        time.sleep(0.1)
+
+
+def browser() -> Any:
+    """Chromium without a window."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "hide-scrollbars",
+        "window-size=1180,700",
+        "force-device-scale-factor=1.5",
+    ):
+        options.add_argument(f"--{flag}")
+    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
 
 
 if __name__ == "__main__":

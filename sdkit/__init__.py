@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdkit.latents.autoencoder import Latents, RoundTrip, decode, encode, round_trip
     from sdkit.latents.previews import latent_to_rgb
     from sdkit.latents.statistics import Description, describe
+    from sdkit.live.app import app
     from sdkit.many.batch import Batch, batch
     from sdkit.model.loading import load
     from sdkit.model.model import Model
@@ -49,6 +50,7 @@ _ROOMS = {
     "Trace": "trace.trace",
     "Walk": "tasks.interpolate",
     "animate": "show.film",
+    "app": "live.app",
     "batch": "many.batch",
     "contact_sheet": "pictures",
     "cost": "tasks.cost",
@@ -92,6 +94,7 @@ __all__ = [
     "Trace",
     "Walk",
     "animate",
+    "app",
     "batch",
     "contact_sheet",
     "cost",

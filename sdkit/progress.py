@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def is_watched() -> bool:
@@ -21,3 +23,11 @@ def bar(total: int, unit: str = "step", *, text: str | None = None, wanted: bool
     unseen = {} if wanted and is_watched() else {"disable": True}  # not False, which TQDM_DISABLE would not change
     with tqdm(total=total, unit=unit, desc=text, leave=False, **unseen) as shown:
         yield shown
+
+
+def driven(events: Generator[Any, None, T], steps: int, *, wanted: bool = True) -> T:
+    """What a run returns, under a bar over its steps."""
+    from sdkit.events import Stage, on, run
+
+    with bar(steps, wanted=wanted) as shown:
+        return run(events, [on(Stage.DENOISED)(lambda _: shown.update())])

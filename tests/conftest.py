@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may reach for the network
@@ -27,6 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import sdkit
 from sdkit import Event, Stage
+from sdkit.live.studio import Studio
 from sdkit.model.schedulers import noise_schedule, plain
 from sdkit.noise import NoiseLevel
 from sdkit.tiny import anatomy
@@ -277,3 +279,19 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def studio():
+    """What the live page shares among its visitors."""
+    return Studio()
+
+
+@pytest.fixture(scope="session")
+def address():
+    """The live page, served on a port of its own."""
+    pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return sdkit.app(port=port)

@@ -49,6 +49,7 @@ ODD = {
 }
 ELSEWHERE = {  # of sdkit's names, with the reason
     "SCHEDULERS": "no function",
+    "app": "it serves; tests/live/test_server.py",
     "Batch": "what batch returns",
     "Description": "what describe returns",
     "Edit": "what an event holds",
@@ -217,6 +218,11 @@ def table(m):
         ),
         "hooks.mix_words": (
             hooked(hooks.mix_words), {"word": "red", "other": "blue", "share": 0.5}, {"word": {"no such": "moon"}}
+        ),
+        "hooks.paint_with_words": (
+            hooked(hooks.paint_with_words),
+            {"word": "star", "where": torch.ones(4, 4), "strength": 2.0, "until": 0.8},
+            {"word": {"no such": "moon"}, "where": {"beyond 1": torch.full((4, 4), 2.0), "flat": torch.ones(4)}},
         ),
         "hooks.preview": (hooked(hooks.preview), {"show": print_nothing, "every": 1}, {}),
         "hooks.reweight": (hooked(hooks.reweight), {"word": "star", "factor": 2.0}, {"word": {"no such": "moon"}}),

@@ -24,6 +24,7 @@ WINGS = (  # from the bottom up; each imports the files at the top and the wings
     "show",
     "tasks",
     "many",
+    "live",
     "cli",
 )
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

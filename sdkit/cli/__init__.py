@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     import argparse
 
     import sdkit
-    from sdkit.cli import batch, generate, latents
+    from sdkit.cli import batch, generate, latents, live
 
     made = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
     made.add_argument("--version", action="version", version=f"sdkit {sdkit.__version__}")
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_to(commands)
     latents.add_to(commands)
     batch.add_to(commands)
+    live.add_to(commands)
     return made
 
 

@@ -5,7 +5,7 @@ is the simplest, then `perturbed` and `concepts`; `trajectories`, `gradients`, `
 `looking` change or show other stages.
 """
 
-from sdkit.hooks.attention import keep_layout, keep_self_attention, local_blend, reweight
+from sdkit.hooks.attention import keep_layout, keep_self_attention, local_blend, paint_with_words, reweight
 from sdkit.hooks.callbacks import from_diffusers
 from sdkit.hooks.concepts import compose, sega
 from sdkit.hooks.features import ablate, deep_cache, free_u, h_space, t_gate
@@ -58,6 +58,7 @@ __all__ = [
     "multidiffusion",
     "null_text",
     "pag",
+    "paint_with_words",
     "plug_and_play",
     "preview",
     "repaint",

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdkit.events import Event, Hook, Stage, on
-from sdkit.inputs.checks import typed
+from sdkit.inputs.checks import told, typed
 from sdkit.trace.trace import Trace
+from sdkit.unet.attention import grid
 from sdkit.unet.maps import AttentionMaps
 
 
@@ -34,6 +35,33 @@ def reweight(word: str, factor: float) -> Hook:
         event.value = event.value * scale.to(event.value)
 
     return reweight
+
+
+@typed(strength=(0, 20), until=(0, 1))
+def paint_with_words(word: str, where: Tensor, strength: float = 2.0, until: float = 1.0) -> Hook:
+    """Have places attend to a word more or less, in the first `until` of the steps: their attention to it is multiplied
+    by exp(strength * where), and still sums to 1 (paint with words; eDiff-I, Balaji et al. 2022, arXiv:2211.01324,
+    section 5, which adds as much to the queries times keys).
+
+    Args:
+        where: (H, W) in [-1, 1], of any size: 1 where the word is to act, -1 where it is not, 0 where nothing changes.
+    """
+    if where.ndim != 2 or not bool((where.abs() <= 1).all()):
+        raise ValueError(f"where must be (H, W) in [-1, 1], but is {told(where)}")
+
+    @on(Stage.ATTENTION)
+    def paint_with_words(event: Event) -> None:
+        if not _early(event, until):
+            return
+        run, (many, _, places, _) = event.run, event.value.shape
+        size = grid(places, *run.shape[2:])
+        painted = F.interpolate(where.float()[None, None], size, mode="area").flatten().to(event.value)  # (h*w,)
+        weights = event.value.clone()  # (2B, heads, h*w, L)
+        for row, columns in enumerate(run.keep(paint_with_words, lambda: run.places(word)), start=many - run.shape[0]):
+            weights[row][..., columns] *= (strength * painted).exp()[:, None]
+        event.value = weights / weights.sum(-1, keepdim=True)
+
+    return paint_with_words
 
 
 @typed(until=(0, 1))

@@ -1,6 +1,6 @@
 """The report: one HTML page, whole in one file, that takes a reader through a run from its words to its picture.
 
-Python puts the numbers of the trace into the page; `report.html`, the page itself, draws them. Nothing is fetched.
+Python puts the numbers of the trace into the page; the viewer, which the page holds, draws them. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sdkit.measure import ColourMap
 from sdkit.show.report_values import distances, run_values
 from sdkit.show.tiles import small, uri
 from sdkit.show.view import Heat, by_step, colours, noise_share, prompt_of, spread_out, standard
+from sdkit.show.web import joined, web_file
 from sdkit.trace.trace import Trace
 
 POINTS = 32  # along the longer side of the latents, at most; of larger ones every second or fourth point is kept
@@ -60,6 +61,9 @@ def page(trace: Trace, *, maps: Heat | None = None, other: Trace | None = None, 
         data["apart"] = distances(trace, other, values, picture)
     title = " / ".join(dict.fromkeys(filter(None, (prompt_of(one, picture) for one in runs)))) or "A run"
     template = resources.files("sdkit.show").joinpath("report.html").read_text(encoding="utf-8")
+    for name, part in (("style", "viewer.css"), ("viewer", "viewer.html")):
+        template = template.replace(f"<!--sdkit:{name}-->", web_file(part))
+    template = template.replace("<!--sdkit:code-->", joined("report"))
     scripts = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)  # the page's own, and no other, may run
     try:
         text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -30,28 +30,58 @@ def run_values(trace: Trace, maps: Heat | None, paint: ColourMap, picture: int, 
     steps = spread_out(sorted(noisy), STEPS)
     ends = [record for record in trace[Stage.LATENT] if record.step is None]
     values, sharp = _values(trace, steps, ends, picture, points, paint)
+    words = prompt_of(trace, picture).split() if picture else ()  # maps have the words of the first picture alone
+    return beginning(trace, paint, picture, points) | {
+        "steps": [_level(trace.levels.get(step), step, noisy[step]) for step in steps],
+        "ends": bool(ends),
+        "values": values,
+        "sharp": sharp,
+        "decoded": _decoded(trace, steps, picture),
+        "heat": None if maps is None else _heat(maps, steps, words, picture),
+        **_outcome(trace, steps, ends, picture),
+    }
+
+
+def beginning(trace: Trace, paint: ColourMap, picture: int, points: int) -> dict[str, Any]:
+    """What is known of a run once its first step is recorded."""
     rows = trace.tokens[len(trace.tokens) // 2 if guided(trace) else 0 :] if trace.tokens else []
+    first = (trace[Stage.LATENT] or trace[Stage.DENOISED])[0]
     return {
         "prompt": prompt_of(trace, picture),
         "process": trace.settings.get("process") or ("image" if trace[Stage.PIXELS] else "text"),
         "facts": _facts(trace, picture),
         "prediction": trace.settings.get("scheduler", {}).get("prediction_type", "epsilon"),
         "guidance": trace.settings.get("guidance_scale") if guided(trace) else None,
-        "steps": [_level(trace.levels.get(step), step, noisy[step]) for step in steps],
-        "ends": bool(ends),
-        "size": list(noisy[steps[0]].value.shape[1:]) if steps else list(ends[0].value.shape[1:]),
+        "size": list(first.value.shape[1:]),
         "tokens": [[token.id, token.text, token.word] for token in rows[picture]] if picture < len(rows) else [],
         "text": _text(trace, picture),
-        "values": values,
-        "sharp": sharp,
         "colours": {"weight": paint.weight.tolist(), "bias": paint.bias.tolist(), "true": paint.true},
-        "picture": _finished(trace, Stage.IMAGE, picture),
         "input": _finished(trace, Stage.PIXELS, picture),
         "encoded": _encoded(trace, picture, points),
-        "decoded": _decoded(trace, steps, picture),
-        "heat": None if maps is None else _heat(maps, steps, prompt_of(trace, picture), picture),
-        "path": _path(trace, steps, ends, picture),
     }
+
+
+def step_values(
+    trace: Trace, step: int, heat: Tensor | None, paint: ColourMap, picture: int, points: int
+) -> dict[str, Any]:
+    """One step of a run, as the viewer takes it, with the heat (words, h, w) in [0, 1] of its words."""
+    values, sharp = _values(trace, [step], [], picture, points, paint)
+    level = _level(trace.levels.get(step), step, by_step(trace, Stage.LATENT)[step])
+    seen = {} if heat is None else {"heat": _bytes(heat), "heat_shape": list(heat.shape)}
+    return {"level": level, "values": values, "sharp": sharp, **seen}
+
+
+def ending(trace: Trace, paint: ColourMap, picture: int, points: int) -> dict[str, Any]:
+    """What a run has come to, as the viewer takes it: of one that was left on its way only its path."""
+    steps = sorted(by_step(trace, Stage.DENOISED))
+    ends = [record for record in trace[Stage.LATENT] if record.step is None]
+    values, sharp = _values(trace, [], ends, picture, points, paint) if ends else ({}, {})
+    both = {name: {"x": one["x"], "x0": one["x"]} for name, one in (("values", values), ("sharp", sharp)) if one}
+    return both | _outcome(trace, steps, ends, picture)
+
+
+def _outcome(trace: Trace, steps: list[int], ends: list[Record], picture: int) -> dict[str, Any]:
+    return {"picture": _finished(trace, Stage.IMAGE, picture), "path": _path(trace, steps, ends, picture)}
 
 
 def _facts(trace: Trace, picture: int) -> list[list[str]]:
@@ -188,15 +218,17 @@ def _decoded(trace: Trace, steps: list[int], picture: int) -> str | None:
     return sheet([small(pixels, 2 * TILE)])
 
 
-def _heat(maps: Heat, steps: list[int], prompt: str, picture: int) -> dict[str, Any] | None:
-    """Heat of each word at each step as bytes."""
-    words = prompt.split() if picture else ()  # maps have the words of the first picture alone
+def _heat(maps: Heat, steps: list[int], words: Sequence[str], picture: int) -> dict[str, Any] | None:
+    """Heat of each word at each step as bytes; of all words that the maps have, if none are given."""
     planes = dict(list(heats(maps, steps, words=words, picture=picture).items())[:WORDS])
     if not planes or not steps:
         return None
-    whole = (small(torch.stack(list(planes.values()), dim=1), HEAT) * 255).round().to(torch.uint8)  # (N, words, h, w)
-    data = base64.b64encode(whole.numpy().tobytes()).decode()
-    return {"words": list(planes), "shape": list(whole.shape), "data": data}
+    heat = small(torch.stack(list(planes.values()), dim=1), HEAT)  # (N, words, h, w)
+    return {"words": list(planes), "shape": list(heat.shape), "data": _bytes(heat)}
+
+
+def _bytes(heat: Tensor) -> str:
+    return base64.b64encode((heat * 255).round().to(torch.uint8).numpy().tobytes()).decode()
 
 
 def _path(trace: Trace, steps: list[int], ends: list[Record], picture: int) -> dict[str, Any] | None:

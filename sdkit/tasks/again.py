@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sdkit.events import Hook, Stage, checked
+from sdkit.events import Event, Hook, Stage, checked
 from sdkit.files import settings_text
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import pick
@@ -23,7 +23,8 @@ from sdkit.pictures import same_pixels
 from sdkit.process.materials import EMBEDS, History, Pictures, pictures_for
 from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
-from sdkit.tasks.generate import made
+from sdkit.progress import driven
+from sdkit.tasks.generate import made, result_of
 from sdkit.trace.record import value_of
 from sdkit.trace.trace import Trace
 
@@ -113,7 +114,7 @@ def rerun(
         names = ", ".join(edited_by)
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
     model = load(_chosen(record["model"], str(path), trust_model) if model is None else model)
-    settings, scheduler = _recorded(record)
+    settings, scheduler = recorded(record)
     prepared = prepare(settings, model, scheduler, hooks=hooks, pictures=pictures_for(model, settings, **pictures))
     index, many = record["index"], prepared.settings.pictures
     if not 0 <= index < many:
@@ -155,7 +156,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{name} was {before} and is {now}" for name, before, now in pairs if before != now]
 
 
-def _recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
+def recorded(record: Mapping[str, Any]) -> tuple[Settings, Any]:
     """The settings and the scheduler that a record stands for; one of an older sdkit may lack newer settings."""
     settings = Settings(**{field.name: record[field.name] for field in fields(Settings) if field.name in record})
     return settings, schedulers.rebuilt(record["scheduler"])
@@ -165,7 +166,23 @@ def branch(
     trace: Trace, step: int, *, hooks: Iterable[Hook], model: Any, trust_model: bool, changes: Mapping[str, Any]
 ) -> Trace:
     """A recorded run from one of its steps on; `Trace.branch` says the rest."""
-    record = trace.settings
+    child, events = branching(trace, step, hooks=hooks, model=model, trust_model=trust_model, changes=changes)
+    driven(events, trace.settings["start"]["steps"] - step)
+    return child
+
+
+def branching(
+    trace: Trace,
+    step: int,
+    *,
+    hooks: Iterable[Hook] = (),
+    model: Any = None,
+    trust_model: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Trace, Generator[Event, None, Result]]:
+    """A branch that is yet to be driven: the trace that it fills, and its events. When these have ended, or were left,
+    the trace has the steps before as well."""
+    record, changes = trace.settings, changes or {}
     for name in changes:
         pick("change of a branch", name, CHANGES)
     if process := record.get("process"):
@@ -182,7 +199,7 @@ def branch(
     if model is None:
         model = trace.model or _chosen(record["model"], "the trace", trust_model or not trace.opened)
     model = load(model)
-    settings, scheduler = _recorded(record)
+    settings, scheduler = recorded(record)
     child = Trace(budget=trace.budget)
     prepared = prepare(
         replace(settings, **changes),
@@ -193,13 +210,21 @@ def branch(
         pictures=_pictures(trace),
         history=history,
     )
-    made(prepared)
-    before = [one for one in trace.records if one.step is not None and one.step < step]
-    first = next((i for i, one in enumerate(child.records) if one.step is not None), len(child.records))
-    child.records[first:first] = before
-    child.stepped |= {at: source for at, source in trace.stepped.items() if at < step}
-    child.parent = {"step": step, "settings": record}
-    return child
+    return child, _onto(trace, step, child, result_of(prepared))
+
+
+def _onto(
+    trace: Trace, step: int, child: Trace, events: Generator[Event, None, Result]
+) -> Generator[Event, None, Result]:
+    """The events of a branch, after which its trace begins with the steps that it has in common with another."""
+    try:
+        return (yield from events)
+    finally:
+        before = [one for one in trace.records if one.step is not None and one.step < step]
+        first = next((i for i, one in enumerate(child.records) if one.step is not None), len(child.records))
+        child.records[first:first] = before
+        child.stepped |= {at: source for at, source in trace.stepped.items() if at < step}
+        child.parent = {"step": step, "settings": trace.settings}
 
 
 def _history(trace: Trace, step: int) -> History:

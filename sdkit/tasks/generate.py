@@ -7,7 +7,7 @@ from collections.abc import Generator
 from dataclasses import fields
 from typing import Any
 
-from sdkit.events import Event, Stage, on, run
+from sdkit.events import Event
 from sdkit.inputs.arguments import STRENGTH, Settings
 from sdkit.inputs.checks import truth
 from sdkit.inputs.signatures import ImageToImage, Options, Stages, TextToImage, takes
@@ -18,7 +18,7 @@ from sdkit.process.prepare import prepare
 from sdkit.process.result import Result
 from sdkit.process.reverse import reverse
 from sdkit.process.run import Run, begin
-from sdkit.progress import bar
+from sdkit.progress import driven
 
 
 @takes(TextToImage)
@@ -133,8 +133,7 @@ def made(one: Run, *, progress: bool = True) -> Result:
     """The result of a prepared run, with a bar over its steps, unless its pipeline has its own switched off."""
     truth("progress", progress)
     wanted = progress and not getattr(one.model.pipeline, "_progress_bar_config", {}).get("disable")
-    with bar(len(one.visits), wanted=wanted) as shown:
-        return run(result_of(one), [on(Stage.DENOISED)(lambda _: shown.update())])
+    return driven(result_of(one), len(one.visits), wanted=wanted)
 
 
 def result_of(one: Run) -> Generator[Event, None, Result]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdkit.events import Hook, Stage, checked, on, run
+from sdkit.events import Hook, checked
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import told, typed
 from sdkit.model import schedulers
@@ -16,7 +16,7 @@ from sdkit.process.inverse import inverse
 from sdkit.process.materials import pictures_for
 from sdkit.process.prepare import prepare
 from sdkit.process.run import begin
-from sdkit.progress import bar
+from sdkit.progress import driven
 from sdkit.trace.trace import Trace
 
 
@@ -80,6 +80,5 @@ def invert(
         inversion={"process": "inversion", "refinements": refinements, "residuals": []},
     )
     schedulers.alpha_sigma_after(one.scheduler, one.visits[0])  # said before the first step if it cannot be
-    with bar(num_inference_steps) as shown:
-        run(begin(one, inverse(one, refinements)), [on(Stage.DENOISED)(lambda _: shown.update())])
+    driven(begin(one, inverse(one, refinements)), num_inference_steps)
     return trace

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -266,6 +266,22 @@ class AttentionMaps(Shown):
         heat = torch.stack(fitted).clamp(min=0).sum(0)  # (H, W)
         low, high = heat.aminmax()
         return (heat - low) / (high - low) if high > low else torch.zeros_like(heat)
+
+    @typed()
+    def heats(self, words: Sequence[str], *, step: int, size: Grid) -> Tensor:
+        """What `heat` gives for words of the first picture at one step, but all at once and small: (words, H, W) at a
+        size of its own."""
+        places = [self._columns_of(word, self._words[1][0]) for word in words]
+        sums, heat = self._sums(step), torch.zeros(len(places), *size)
+        if not sums or step not in self.steps:
+            raise ValueError(f"step {step} was not kept by itself; kept: {_listed(self.steps)}")
+        row = self._shape[0] if self.negative and self._guided else 0
+        for group, grid_of in self._grids.items():
+            seen = torch.stack([one[group][row].cpu().mean(0) for one in sums]).sum(0) / self._joined[group]  # (h*w, n)
+            planes = torch.stack([seen[:, columns].sum(1) for columns in places]).view(-1, 1, *grid_of)
+            heat = heat + F.interpolate(planes, size, mode="bicubic")[:, 0].clamp(min=0)
+        low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+        return torch.where(high > low, (heat - low) / (high - low), 0.0)
 
     @typed()
     def share(

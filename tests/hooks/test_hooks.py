@@ -245,6 +245,22 @@ def test_a_word_weighs_more_or_less(tiny):
         draw(hooks.reweight("moon", 2.0))
 
 
+def test_a_word_is_attended_to_where_it_is_painted(tiny):
+    where = torch.zeros(4, 4)
+    where[:, :2], where[:, 2:] = 1, -1
+    seen = {}
+    for strength in (0.0, 3.0):
+        maps, trace = sdkit.AttentionMaps(), sdkit.Trace(["attention"])
+        hook = hooks.paint_with_words("star", where, strength=strength, until=0.5)
+        sdkit.text_to_image("a red star", model=tiny, seed=1, num_inference_steps=2, hooks=[hook, maps, trace])
+        seen[strength] = maps.share("star", step=0, resolution=(16, 16))
+        assert {record.step for record, _ in trace.edits} == {0}
+        every = torch.stack([maps.share(place, step=0, resolution=(16, 16)) for place in range(32)])
+        assert torch.allclose(every.sum(0), torch.ones(16, 16), atol=1e-5)
+    assert (seen[3.0][:, :8] > seen[0.0][:, :8]).all()
+    assert (seen[3.0][:, 8:] < seen[0.0][:, 8:]).all()
+
+
 def test_words_can_be_mixed(tiny):
     eye = judge.trained_eye()
     pictures = [paint("a red star on a white background", 3, hooks.mix_words("star", "heart", x)) for x in (0.0, 1.0)]

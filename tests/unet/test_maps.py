@@ -233,3 +233,13 @@ def test_a_word_is_found_wherever_it_stands():
     assert find(words, "a red") == [1, 2]
     with pytest.raises(ValueError, match=r"its words are 'a', 'red', 'don', \"'t\"$"):
         find(words, "")
+
+
+def test_heats_are_the_heat_of_each_word(tiny):
+    maps = AttentionMaps(negative=True)
+    sdkit.text_to_image("a red star", model=tiny, seed=1, num_inference_steps=2, hooks=[maps])
+    every = maps.heats(["red", "star"], step=1, size=(128, 128))
+    assert torch.equal(every, torch.stack([maps.heat(word, step=1) for word in ("red", "star")]))
+    assert maps.heats(["star"], step=0, size=(16, 16)).shape == (1, 16, 16)
+    with pytest.raises(ValueError, match="step 7 was not kept"):
+        maps.heats(["star"], step=7, size=(16, 16))

@@ -1,0 +1,84 @@
+"""The function `sdkit.app`: the live page, served on this computer, and shown in the cell of a notebook."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdkit.inputs.checks import typed
+from sdkit.inputs.paths import model_source
+
+LOOPBACK = "127.0.0.1"
+SESSIONS = 64  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
+
+
+@typed()
+def app(
+    *models: str | Path,
+    host: str = LOOPBACK,
+    port: int | None = None,
+    auth: Sequence[str] | None = None,
+    share: bool = False,
+    browse: bool = False,
+    wait: bool = False,
+) -> str:
+    """Serve the live page, and show it in the cell of a notebook. Needs the extra "app".
+
+    Args:
+        models: folders and files to choose from on the page, as `load` takes them; the embedded model without any.
+        host: the address to serve on. Beyond this computer (127.0.0.1) only with `auth`.
+        port: by default the first that is free from 7860 on.
+        auth: user name and password, which whoever opens the page has to give.
+        share: a public link for as long as the page is served, through Gradio's servers. In Colab it is needed.
+        browse: open the page in a browser.
+        wait: return only when it is interrupted.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        ValueError: Gradio is not installed, or the page would be open to others without `auth`.
+
+    Example:
+        >>> sdkit.app()
+    """
+    check_app(host, auth)
+    for model in models:
+        model_source(model)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+    from sdkit.live.server import served
+    from sdkit.live.studio import Studio
+
+    studio = Studio({str(model): model for model in models}) if models else Studio()
+    threading.Thread(target=studio.model, daemon=True).start()  # while the browser opens
+    alone = host == LOOPBACK and not share and "COLAB_RELEASE_TAG" not in os.environ  # Colab shares by itself
+    names = (LOOPBACK, "localhost") if alone else None
+    server = served(studio, None if auth is None else (auth[0], auth[1]), names)
+    _, local, public = server.launch(
+        server_name=host, server_port=port, share=share or None, inbrowser=browse, quiet=True, prevent_thread_lock=True,
+        show_error=True, height=900, run_history=False, ssr_mode=False, footer_links=[],
+        state_session_capacity=SESSIONS,
+    )  # fmt: skip
+    address = str(public or local)
+    print(f"The page is at {address}", flush=True)
+    if wait:
+        server.get_blocks().block_thread()
+    return address
+
+
+def check_app(host: str, auth: Sequence[str] | None) -> None:
+    """Say what is in the way of the page before anything is loaded.
+
+    Raises:
+        ValueError: Gradio is not installed, or the page would be open to others without `auth`.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError('the live page needs gradio, which is not installed: pip install "sdkit-stages[app]"')
+    if auth is not None and (len(auth) != 2 or not all(auth) or ":" in auth[0]):
+        raise ValueError("auth must be a user name without a colon, and a password")
+    if host != LOOPBACK and auth is None:
+        raise ValueError(f"host {host!r} opens the page to others; give auth, a user name and a password, as well")

@@ -1,0 +1,86 @@
+"""What a visitor may ask for and send: how much of it, and of which kind."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from sdkit.files import open_picture
+from sdkit.live.files import lying
+
+STEPS = 100
+LETTERS = 1000  # of a prompt
+GUIDANCE = 30.0
+FRAMES = 32  # of a film
+UPLOAD = 12 * 2**20  # bytes of a file
+PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of uploads
+
+
+def text(name: str, value: Any) -> str:
+    """Some words.
+
+    Raises:
+        ValueError: they are none, or too many.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be words, but is {type(value).__name__}")
+    if len(value) > LETTERS:
+        raise ValueError(f"{name} has {len(value)} letters; {LETTERS} are the most here")
+    return value
+
+
+def at_most(name: str, value: Any, most: float) -> Any:
+    """A number that is not beyond what this page allows; whether it is one at all is for the run to check."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > most:
+        raise ValueError(f"{name} may be at most {most:g} here, but is {value:g}")
+    return value
+
+
+def uploaded(data: Any) -> bytes:
+    """The bytes of a file that a page has sent, as base64 or as a data URI.
+
+    Raises:
+        ValueError: they are too many, or no base64.
+    """
+    if not isinstance(data, str):
+        raise ValueError("a file is sent as base64")
+    if len(data) > UPLOAD * 4 // 3 + 100:
+        raise ValueError(f"the file is larger than {UPLOAD // 2**20} MB; make it smaller first")
+    try:
+        return base64.b64decode(data.rpartition(",")[2], validate=True)
+    except binascii.Error:
+        raise ValueError("the file came damaged; send it again") from None
+
+
+def picture(data: Any) -> Image.Image:
+    """A picture that a page has sent, in RGB.
+
+    Raises:
+        ValueError: it is none of `FORMATS`, damaged, or too large.
+    """
+    raw = uploaded(data)
+    try:
+        with Image.open(BytesIO(raw), formats=FORMATS) as opened:  # reads the head alone
+            width, height = opened.size
+    except Image.DecompressionBombError:
+        raise ValueError(f"the picture has more than {PIXELS // 10**6} million pixels; make it smaller first") from None
+    except Exception:
+        raise ValueError(
+            f"this is no picture in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or it is damaged"
+        ) from None
+    if width * height > PIXELS:
+        raise ValueError(f"the picture has {width} x {height} pixels; {PIXELS // 10**6} million are the most here")
+    with lying(raw, "picture") as path:  # the one reader of strangers' pictures takes files
+        return open_picture(path)
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture cropped around its centre and scaled to a size (height, width), without transparency."""
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
