@@ -45,6 +45,11 @@ def paint_with_words(word: str, where: Tensor, strength: float = 2.0, until: flo
 
     Args:
         where: (H, W) in [-1, 1], of any size: 1 where the word is to act, -1 where it is not, 0 where nothing changes.
+
+    Example:
+        >>> where = torch.zeros(128, 128)
+        >>> where[:, 64:] = 1
+        >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.paint_with_words("star", where)])
     """
     if where.ndim != 2 or not bool((where.abs() <= 1).all()):
         raise ValueError(f"where must be (H, W) in [-1, 1], but is {told(where)}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from itertools import chain
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sdkit.model.model import Model
 
+_LOADING = RLock()  # one model at a time: libraries change torch and their own logging while they load
 _MEANT = {  # which arguments say something about what is loaded, beside where to put it
     "the embedded model": (),
     "a pipeline": (),
@@ -91,7 +93,8 @@ def load(
     kind = _dtype(dtype, place)
     if model is None or str(model) == TINY:
         _check_meant("the embedded model", given)
-        return _embedded(place, kind)
+        with _LOADING:
+            return _embedded(place, kind)
     source = model_source(model, allow_pickle=allow_pickle)
     _check_meant("an id on the hub" if source is None else "one file" if source.is_file() else "a folder", given)
     if prediction_type is not None:
@@ -153,7 +156,7 @@ def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
 
     with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
         pipeline = _from_folder(folder, dtype)
-    return Model(_aligned(pipeline.to(device)), name=TINY, num_inference_steps=20, guidance_scale=5.0)
+    return Model(_aligned(pipeline.to(device)), name=TINY, num_inference_steps=20, guidance_scale=3.0)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None, allow_pickle: bool = False) -> Any:
@@ -273,16 +276,17 @@ def _quiet(*, bars: bool = False) -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
-    levels = {lib: lib.get_verbosity() for lib in (diffusers_logging, transformers_logging)}
-    for library in levels:
-        library.set_verbosity_error()
-    for library in [] if bars else libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in levels.items():
-            library.set_verbosity(level)
-        for library in libraries:
-            library.enable_progress_bar()
+    with _LOADING:
+        libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+        levels = {lib: lib.get_verbosity() for lib in (diffusers_logging, transformers_logging)}
+        for library in levels:
+            library.set_verbosity_error()
+        for library in [] if bars else libraries:
+            library.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for library, level in levels.items():
+                library.set_verbosity(level)
+            for library in libraries:
+                library.enable_progress_bar()

@@ -269,8 +269,15 @@ class AttentionMaps(Shown):
 
     @typed()
     def heats(self, words: Sequence[str], *, step: int, size: Grid) -> Tensor:
-        """What `heat` gives for words of the first picture at one step, but all at once and small: (words, H, W) at a
-        size of its own."""
+        """What `heat` gives for words of the first picture at one step, but all at once and small.
+
+        Returns:
+            (words, H, W) in [0, 1], of this size.
+
+        Example:
+            >>> maps.heats(["red", "star"], step=6, size=(16, 16)).shape
+            torch.Size([2, 16, 16])
+        """
         places = [self._columns_of(word, self._words[1][0]) for word in words]
         sums, heat = self._sums(step), torch.zeros(len(places), *size)
         if not sums or step not in self.steps:

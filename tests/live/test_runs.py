@@ -65,6 +65,7 @@ def test_each_step_is_told_with_its_numbers(studio, tiny):
         assert message["heat_shape"] == [6, 16, 16]
 
 
+@pytest.mark.filterwarnings("ignore:sdkit/tiny does not know")
 def test_words_that_the_model_has_never_read_are_said(studio, tiny):
     assert tiny.unknown_words("A red dragon, on the moon: a star!") == ["dragon", "moon"]
     assert messages(runs.generate(studio, "a dragon", num_inference_steps=1))[0]["unknown"] == ["dragon"]

@@ -1,4 +1,6 @@
+import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -6,6 +8,18 @@ import torch
 from conftest import random_pipeline
 
 import sdkit
+from sdkit.model import loading
+
+
+def test_threads_that_load_at_once_get_whole_models_and_the_embedded_one_once(tiny, tmp_path, monkeypatch):
+    tiny.pipeline.save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_embedded", functools.cache(loading._embedded.__wrapped__))
+    with ThreadPoolExecutor(4) as threads:
+        kept = threads.map(lambda _: sdkit.load(device="cpu"), range(3))
+        read = threads.map(lambda _: sdkit.load(tmp_path, device="cpu"), range(3))
+        own, others = list(kept), list(read)
+    assert len(set(map(id, own))) == 1
+    assert {one.fingerprint() for one in [*own, *others]} == {tiny.fingerprint()}
 
 
 def test_the_embedded_model_is_loaded_once(tiny):
