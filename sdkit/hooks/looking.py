@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def preview(show: Callable[[int, list[Image.Image]], Any] | None = None, every: 
             place of the one before.
 
     Raises:
-        ImportError: this is no notebook, and `show` is not given.
+        ValueError: this is no notebook, and `show` is not given.
 
     Example:
         >>> def show(step, pictures):
@@ -31,13 +32,9 @@ def preview(show: Callable[[int, list[Image.Image]], Any] | None = None, every: 
         0 (128, 128)
         10 (128, 128)
     """
-    if show is None:
-        try:
-            from IPython.display import display
-        except ImportError:
-            raise ImportError(
-                "there is no notebook to show pictures in; give show, a function of (step, pictures)"
-            ) from None
+    notebook = sys.modules.get("IPython")  # which nothing but a notebook, or its kin, has imported
+    if show is None and (notebook is None or notebook.get_ipython() is None):
+        raise ValueError("there is no notebook to show pictures in; give show, a function of (step, pictures)")
 
     @on(Stage.DENOISED)
     def preview(event: Event) -> None:
@@ -47,6 +44,9 @@ def preview(show: Callable[[int, list[Image.Image]], Any] | None = None, every: 
         if show is not None:
             show(event.step, pictures)
             return
+
+        from IPython.display import display
+
         page = pictures[0] if len(pictures) == 1 else contact_sheet(pictures)
         cell: Any = event.run.keep(preview, lambda: display(page, display_id=True))  # type: ignore[no-untyped-call]
         cell.update(page)

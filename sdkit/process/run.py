@@ -145,13 +145,13 @@ class Run(Asked):
             kept = {"image": pixels.to(x.device, x.dtype), "mask": mask.to(x.device, x.dtype)}
         return self.model.decode(x, **kept)
 
-    @torch.no_grad()  # around it all: between a `with` and its end an interrupt would leave gradients off
     def call_unet(self, x: Tensor, step: int, condition: Condition) -> Tensor:
         """What the U-Net predicts for x (B, C, h, w), scaled as it takes it, (2B, C, h, w), its inside shown to the
         hooks."""
         visit = self.visits[step]
+        predict = torch.no_grad()(self.model.predict)  # between a `with` and its end an interrupt would leave them off
         with self.scope.at(step, visit.t):
-            return self.model.predict(x, visit.tensor, condition, (step, len(self.visits)), self.scope.unet)
+            return predict(x, visit.tensor, condition, (step, len(self.visits)), self.scope.unet)
 
     def check_finite(self) -> None:
         """Name the first value that is not a finite number.

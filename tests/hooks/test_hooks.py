@@ -113,12 +113,10 @@ def test_a_callback_of_diffusers_is_called_and_heard_as_diffusers_does(tiny):
 
     result, _ = draw(hooks.from_diffusers(callback))
     ours, calls[:] = list(calls), []
-    pipeline = tiny.pipeline
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
+    theirs = tiny.pipeline(
         "a star",
         num_inference_steps=8,
-        guidance_scale=5.0,
+        guidance_scale=tiny.guidance_scale,
         generator=[torch.Generator().manual_seed(7)],
         callback_on_step_end=callback,
         output_type="latent",
@@ -181,6 +179,7 @@ def test_a_layout_that_is_not_changed_is_kept_to_the_picture(tiny):
     assert paint("a red star", 1, hooks.keep_self_attention(self_attention), steps=4).tobytes() == plain.tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:sdkit/tiny does not know")
 def test_words_that_come_or_go_are_aligned(tiny):
     """What a token of the one prompt becomes in the other."""
     trace = Trace(["tokens", "attention"])

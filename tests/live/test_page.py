@@ -35,7 +35,7 @@ def page(browser, address):
 
 def until(browser, condition):
     """Wait for a condition of the page."""
-    return WebDriverWait(browser, 90, 0.02).until(lambda one: one.execute_script(f"return {condition}"))
+    return WebDriverWait(browser, 300, 0.02).until(lambda one: one.execute_script(f"return {condition}"))
 
 
 def element(browser, selector):

@@ -75,13 +75,13 @@ def test_even_steps_are_about_equally_long_where_others_are_not():
 def test_a_walk_is_saved_as_gif_and_mp4(tmp_path):
     walk = sdkit.interpolate(draw("a red star", seed=1), draw("a blue fish", seed=2), frames=4)
     with Image.open(walk.save(tmp_path / "walk.gif", fps=10)) as gif:
-        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (4, (128, 128), 100, 0)
+        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (4, (128, 128), 1500, 0)
         first = np.asarray(gif.convert("RGB"), dtype=float)
     assert np.abs(first - np.asarray(walk.images[0], dtype=float)).mean() < 6  # of 255: a palette has 256 colours
     film = imageio_ffmpeg.read_frames(str(walk.save(tmp_path / "walk.mp4", fps=10)))
     assert next(film)["size"] == (128, 128)
     frames = [np.frombuffer(frame, np.uint8).reshape(128, 128, 3) for frame in film]
-    assert len(frames) == 4
+    assert len(frames) == 15 + 4 + 15  # the ends stay for a second and a half
     assert np.abs(frames[-1].astype(float) - np.asarray(walk.images[-1], dtype=float)).mean() < 6
 
 

@@ -85,6 +85,7 @@ function words(whole, two, up) {  // what the text of the page says of this run
   const thin = Math.max(1, ...Object.values(whole.values).map((v) => v.thin));
   for (const element of document.querySelectorAll("[data-thin]")) element.textContent = thin > 1 ? `Of these latents every ${thin}${thin === 2 ? "nd" : thin === 3 ? "rd" : "th"} point is shown.` : "Point at any picture on this page to read its numbers.";
   document.querySelector(".heroes").classList.toggle("two", two);
+  addEventListener("beforeprint", () => { for (const shut of document.querySelectorAll("details")) shut.open = true; });
   $("compared").hidden = !two;
   document.body.classList.toggle("compared", two);
   $("kind").textContent = KINDS[whole.process] + (two ? ", compared" : "");
