@@ -91,8 +91,15 @@ def like_sd1(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def like_sdxl(tmp_path_factory):
-    """The same of SDXL, for 192x192."""
-    pipeline = random_xl_pipeline(tmp_path_factory.mktemp("tokenizer"), sample_size=24)
+    """The same of SDXL, for 128x128."""
+    pipeline = random_xl_pipeline(
+        tmp_path_factory.mktemp("tokenizer"),
+        sample_size=16,
+        block_out_channels=(8, 16, 16),
+        transformer_layers_per_block=(1, 1, 2),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+    )
     return dataclasses.replace(sdkit.load(pipeline), num_inference_steps=20)
 
 
