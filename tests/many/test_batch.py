@@ -23,6 +23,8 @@ from sdkit.many.work import Maker, asked_together, groups, made_of
 from sdkit.model.schedulers import SCHEDULERS
 from sdkit.tiny.drawing import draw
 
+pytestmark = pytest.mark.filterwarnings("ignore:sdkit/tiny does not know")  # numbers in prompts
+
 PROMPTS = ["a red star on a blue background", "a blue fish", "a green tree on a pink background", "a small cat"]
 FAST = {"num_inference_steps": 2}
 NOISE = 2  # levels of 255 by which rounding in a batch has moved a value of a picture, at most

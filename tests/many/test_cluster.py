@@ -16,6 +16,8 @@ from sdkit.many.jobs import job_of
 from sdkit.many.work import groups
 from sdkit.tiny.drawing import draw
 
+pytestmark = pytest.mark.filterwarnings("ignore:sdkit/tiny does not know")  # numbers in prompts
+
 ray = pytest.importorskip("ray")
 NOISE = 2  # levels of 255, as in test_batch.py
 
