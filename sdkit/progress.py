@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,9 +25,21 @@ def bar(total: int, unit: str = "step", *, text: str | None = None, wanted: bool
         yield shown
 
 
-def driven(events: Generator[Any, None, T], steps: int, *, wanted: bool = True) -> T:
-    """What a run returns, under a bar over its steps."""
-    from sdkit.events import Stage, on, run
+def driven(events: Generator[Any, None, T], *, wanted: bool = True) -> T:
+    """What a run returns, under a bar over its steps, unless its pipeline has its own switched off."""
+    from sdkit.events import Stage, run
 
-    with bar(steps, wanted=wanted) as shown:
-        return run(events, [on(Stage.DENOISED)(lambda _: shown.update())])
+    with ExitStack() as until_the_end:
+        shown: Any = None
+
+        def advance(event: Any) -> None:
+            nonlocal shown
+            if shown is None:  # the first event says how many steps there are
+                one = event.run
+                off = getattr(one.model.pipeline, "_progress_bar_config", {}).get("disable")
+                steps = len(one.visits) - (0 if one.history is None else len(one.history.latents))
+                shown = until_the_end.enter_context(bar(steps, wanted=wanted and not off))
+            if event.stage is Stage.DENOISED:
+                shown.update()
+
+        return run(events, [advance])

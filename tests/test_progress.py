@@ -43,9 +43,20 @@ def test_a_run_from_a_picture_counts_the_steps_that_it_takes(tiny):
 
 
 def test_a_pipeline_whose_own_bar_is_off_shows_none(sd1):
+    trace = sdkit.Trace()
     with terminal() as seen:
-        sdkit.text_to_image("a red star", model=sd1, seed=7, num_inference_steps=2)
+        sdkit.text_to_image("a red star", model=sd1, seed=7, num_inference_steps=2, hooks=[trace])
+        trace.branch(1, prompt="a blue star")
+        sdkit.invert(np.zeros((64, 64, 3)), model=sd1, num_inference_steps=2, refinements=0)
     assert seen.getvalue() == ""
+
+
+def test_a_branch_counts_the_steps_that_it_takes(tiny):
+    trace = sdkit.Trace()
+    sdkit.text_to_image("a red star", model=tiny, seed=7, num_inference_steps=5, hooks=[trace])
+    with terminal() as seen:
+        trace.branch(2, prompt="a blue star")
+    assert "| 0/3 [" in seen.getvalue()
 
 
 def test_an_inversion_counts_its_steps_and_a_walk_its_frames(tiny):

@@ -7,9 +7,8 @@ import sys
 from functools import partial
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, load_model, own_warnings, printable
+from sdkit.cli.shared import Commands, add_model, check_model, load_model, own_warnings, printable, set_up_of
 from sdkit.inputs.checks import whole
-from sdkit.inputs.paths import TINY
 from sdkit.many.jobs import TOGETHER
 
 SHOWN = 5  # reasons of jobs that were set aside, which the manifest's neighbour has all
@@ -73,17 +72,11 @@ def _batch(options: argparse.Namespace) -> int:
     axes = [axis_of(text) for text in options.grid]
     if len({name for name, _ in axes}) < len(axes):
         raise ValueError("an axis was given twice; give all its values in one --grid")
-    made_by = {
-        "model": options.model or TINY,
-        "dtype": options.dtype,
-        "lora": [f"{file}:{scale:g}" for file, scale in options.lora],
-        "textual_inversion": [str(file) for file, _ in options.textual_inversion],
-    }
     with own_warnings():
         done = carry_out(
             plan(options.jobs, dict(axes), options.alternatives),
             Book(options.folder),
-            made_by,
+            set_up_of(options),
             partial(_load, options),
             batch_size=1 if options.exact or options.traces else options.batch_size,
             traces=options.traces,

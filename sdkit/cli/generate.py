@@ -20,12 +20,11 @@ from sdkit.cli.shared import (
     settings_of,
 )
 from sdkit.inputs import paths
-from sdkit.inputs.arguments import FromPicture, Settings
+from sdkit.inputs.arguments import GIVEN, FromPicture, Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.signatures import Stages
 from sdkit.model.schedulers import SCHEDULERS
 
-PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image")  # options that are files
 GROUPS = {  # of the options, as --help has them
     "what to draw": ("negative_prompt", "height", "width", "num_images_per_prompt", "seed"),
     "a picture to start from": ("image", "mask_image", "strength", "padding_mask_crop", "denoising_start"),
@@ -97,7 +96,7 @@ def add_to(commands: Commands) -> None:
 
 def _rerun(options: argparse.Namespace) -> None:
     (path,) = paths.picture_paths(paths.chosen(options.output, "again.png"), 1, paths.PICTURES)
-    given = [picture for name in PICTURES if (picture := getattr(options, name)) is not None]
+    given = [picture for name in GIVEN if (picture := getattr(options, name)) is not None]
     paths.apart([path], [options.png], "the picture to make again")
     paths.apart([path], given)
     check_model(options)
@@ -144,7 +143,7 @@ def _generate(options: argparse.Namespace) -> None:
     pages = [] if options.report is None else paths.numbered(paths.report_path(options.report), many)
     if scheduler is not None:
         pick("scheduler", scheduler, SCHEDULERS)
-    pictures = {name: getattr(options, name) for name in PICTURES if hasattr(options, name)}
+    pictures = {name: getattr(options, name) for name in GIVEN if hasattr(options, name)}
     for name in ("mask_image", *(one.name for one in fields(FromPicture))):
         if "image" not in pictures and hasattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} was given without --image, the picture that it is about")

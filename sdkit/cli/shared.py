@@ -15,7 +15,7 @@ from typing import Any
 
 from sdkit.inputs.arguments import DTYPES, Settings
 from sdkit.inputs.checks import number, pick
-from sdkit.inputs.paths import model_source
+from sdkit.inputs.paths import TINY, model_source
 
 Commands = Any  # the subparsers of argparse, whose class is private
 DEVICES = r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(:\d+)?"
@@ -93,6 +93,17 @@ def check_model(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"there is no folder {options.controlnet!r} with a ControlNet in diffusers' layout")
         if options.model is None:
             raise ValueError("--controlnet goes with a model that --model names; the embedded one takes none")
+
+
+def set_up_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What `load_model` makes the model of, as plain values."""
+    laid_over = {name: getattr(options, name) for name in ("lora", "textual_inversion", "ip_adapter")}
+    return {
+        "model": options.model or TINY,
+        "dtype": options.dtype,
+        **{name: [f"{file}:{scale:g}" for file, scale in given] for name, given in laid_over.items()},
+        "controlnet": options.controlnet,
+    }
 
 
 def load_model(options: argparse.Namespace) -> Any:

@@ -17,6 +17,7 @@ Size = Sequence[int]  # of two numbers: height and width, or top and left
 STRENGTH = 0.8  # of image to image, where none is given
 LONG_PROMPTS = ("cut", "split")
 DTYPES = ("float32", "float16", "bfloat16")
+GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures, of which a record holds the hash
 
 
 def argument(default: T, meaning: str, letter: str = "") -> T:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from functools import cache, wraps
+from importlib.util import find_spec
 from types import NoneType, UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,12 @@ def pick(what: str, name: str, among: Collection[str]) -> str:
     near = difflib.get_close_matches(name, among, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(among)}"
     raise ValueError(f"unknown {what} {told(name)}; {hint}")
+
+
+def installed(module: str, needs: str, extra: str) -> None:
+    """See to it that a module of an extra is there; `needs` begins the sentence that says so."""
+    if find_spec(module) is None:
+        raise ValueError(f'{needs}, which is not installed: pip install "sdkit-stages[{extra}]"')
 
 
 def texts(name: str, value: object) -> None:

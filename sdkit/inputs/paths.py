@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
+
+from sdkit.inputs.checks import installed
 
 TINY = "sdkit/tiny"  # the embedded model's name in settings
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -49,8 +50,8 @@ def film_path(path: str | Path) -> Path:
         FileNotFoundError: its folder does not exist.
     """
     place = _checked(path, (".gif", ".webp", ".mp4"), "a film is saved as GIF, WebP or MP4")
-    if place.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ValueError('MP4 needs imageio-ffmpeg, which is not installed: pip install "sdkit-stages[plots]"')
+    if place.suffix.lower() == ".mp4":
+        installed("imageio_ffmpeg", "MP4 needs imageio-ffmpeg", "plots")
     return place
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
-from sdkit.inputs.arguments import Settings
+from sdkit.inputs.arguments import GIVEN, Settings
 
 
 def _is(*kinds: type) -> Callable[[Any], bool]:
@@ -27,9 +27,7 @@ _SHAPE = _is(list, type(None))
 # What a record has beside the arguments: what each entry must be, and that in words.
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("model", "model_hash", "device", "dtype", "process", "space"), (_is(str), "text")),
-    **dict.fromkeys(
-        ("image", "mask_image", "masked_image_latents", "control_image", "ip_adapter_image"), (_TEXT, "a hash")
-    ),
+    **dict.fromkeys((*GIVEN, "masked_image_latents"), (_TEXT, "a hash")),
     **dict.fromkeys(("index", "stopped_after", "refinements"), (_is(int), "a whole number")),
     **dict.fromkeys(("latents", "step_by_step"), (_is(bool), "true or false")),
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds", "ip_adapter_image_embeds"), (_SHAPE, "a shape")),

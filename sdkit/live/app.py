@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from sdkit.inputs.checks import typed
+from sdkit.inputs.checks import installed, typed
 from sdkit.inputs.paths import model_source
 
 LOOPBACK = "127.0.0.1"
@@ -76,8 +75,7 @@ def check_app(host: str, auth: Sequence[str] | None) -> None:
     Raises:
         ValueError: Gradio is not installed, or the page would be open to others without `auth`.
     """
-    if find_spec("gradio") is None:
-        raise ValueError('the live page needs gradio, which is not installed: pip install "sdkit-stages[app]"')
+    installed("gradio", "the live page needs gradio", "app")
     if auth is not None and (len(auth) != 2 or not all(auth) or ":" in auth[0]):
         raise ValueError("auth must be a user name without a colon, and a password")
     if host != LOOPBACK and auth is None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from sdkit.files import open_picture
 from sdkit.live.files import lying
+from sdkit.pictures import to_rgb
 
 STEPS = 100
 LETTERS = 1000  # of a prompt
@@ -81,6 +82,4 @@ def picture(data: Any) -> Image.Image:
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture cropped around its centre and scaled to a size (height, width), without transparency."""
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    return ImageOps.fit(to_rgb(image), size[::-1], Image.Resampling.LANCZOS)

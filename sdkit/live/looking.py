@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdkit.events import Event, Stage, on
+from sdkit.inputs.arguments import GIVEN
 from sdkit.latents.autoencoder import round_trip
 from sdkit.latents.statistics import describe
 from sdkit.live import limits
@@ -24,7 +25,7 @@ from sdkit.process.prepare import prepare
 from sdkit.show.report import POINTS
 from sdkit.show.report_values import run_values
 from sdkit.show.tiles import uri
-from sdkit.tasks.again import GIVEN, NOT_HELD, recorded
+from sdkit.tasks.again import NOT_HELD, recorded
 from sdkit.tasks.diffuse import diffuse
 from sdkit.tasks.generate import result_of, stages
 from sdkit.tasks.interpolate import Walk

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import partial, wraps
 from importlib import resources
+from inspect import signature
 from typing import Any
 
 from gradio.exceptions import Error
@@ -129,17 +130,25 @@ def add_pages(server: Any, studio: Studio) -> None:
 def add_calls(server: Any, studio: Studio) -> None:
     """What goes through the queue, one at a time: the model serves one run, and the others wait."""
 
-    def call(function: Callable[..., Messages]) -> None:
-        server.api(function, name=function.__name__, concurrency_limit=1, concurrency_id="model")
+    def call(tell: Callable[..., Messages]) -> Callable[[Callable[..., Any]], None]:
+        """Answer a call, which has the arguments and the words of the function below, with what `tell` tells."""
 
-    def said(messages: Messages) -> Messages:
-        """What is wrong with a request goes to whoever made it; anything else is a fault of ours."""
-        try:
-            yield from messages
-        except (ValueError, TypeError, FileNotFoundError, ArithmeticError) as error:
-            raise Error(str(error), print_exception=False) from error
+        def add(function: Callable[..., Any]) -> None:
+            @wraps(function)
+            def told(*given: Any) -> Messages:
+                asked = signature(function).bind(*given)
+                asked.apply_defaults()
+                try:
+                    yield from tell(studio, **asked.arguments)
+                except (ValueError, TypeError, FileNotFoundError, ArithmeticError) as error:
+                    # what is wrong with a request goes to whoever made it; anything else is a fault of ours
+                    raise Error(str(error), print_exception=False) from error
 
-    @call
+            server.api(told, name=function.__name__, concurrency_limit=1, concurrency_id="model")
+
+        return add
+
+    @call(runs.generate)
     def text_to_image(
         prompt: str,
         negative_prompt: str | None = None,
@@ -151,14 +160,8 @@ def add_calls(server: Any, studio: Studio) -> None:
         model: str = "",
     ) -> Any:
         """Draw from words; the messages of the run as it forms."""
-        yield from said(
-            runs.generate(
-                studio, prompt, negative_prompt=negative_prompt, seed=seed, num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale, scheduler=scheduler, method=method, model=model,
-            )
-        )  # fmt: skip
 
-    @call
+    @call(runs.generate)
     def image_to_image(
         image: str,
         prompt: str,
@@ -173,15 +176,8 @@ def add_calls(server: Any, studio: Studio) -> None:
         model: str = "",
     ) -> Any:
         """Go on from a picture (base64, or a data URI), with a mask only where that is white."""
-        yield from said(
-            runs.generate(
-                studio, prompt, image=image, mask_image=mask_image, strength=strength, negative_prompt=negative_prompt,
-                seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, scheduler=scheduler,
-                method=method, model=model,
-            )
-        )  # fmt: skip
 
-    @call
+    @call(runs.go_on)
     def go_on(
         run: str,
         step: int,
@@ -193,14 +189,8 @@ def add_calls(server: Any, studio: Studio) -> None:
         look: dict[str, Any] | None = None,
     ) -> Any:
         """Go on with a run from one of its steps, changed."""
-        yield from said(
-            runs.go_on(
-                studio, run, step, steps=steps, prompt=prompt, negative_prompt=negative_prompt,
-                guidance_scale=guidance_scale, paint=paint, look=look,
-            )
-        )  # fmt: skip
 
-    @call
+    @call(looking.noised)
     def noised(
         image: str,
         strength: float | None = None,
@@ -210,19 +200,12 @@ def add_calls(server: Any, studio: Studio) -> None:
         model: str = "",
     ) -> Any:
         """A picture as image to image would begin with it."""
-        yield from said(
-            looking.noised(
-                studio, image, strength=strength, seed=seed, num_inference_steps=num_inference_steps,
-                scheduler=scheduler, model=model,
-            )
-        )  # fmt: skip
 
-    @call
+    @call(looking.inspect)
     def inspect(image: str, model: str = "") -> Any:
         """A picture through the autoencoder and back, and on its way to noise."""
-        yield from said(looking.inspect(studio, image, model=model))
 
-    @call
+    @call(looking.interpolate)
     def interpolate(
         start: str,
         end: str,
@@ -234,17 +217,10 @@ def add_calls(server: Any, studio: Studio) -> None:
         model: str = "",
     ) -> Any:
         """A film from one prompt to another."""
-        yield from said(
-            looking.interpolate(
-                studio, start, end, frames=frames, seed=seed, num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale, scheduler=scheduler, model=model,
-            )
-        )  # fmt: skip
 
-    @call
+    @call(looking.restore)
     def restore(file: str) -> Any:
         """What a PNG or a trace of sdkit (base64) says: settings, and of a trace the run itself."""
-        yield from said(looking.restore(studio, file))
 
 
 def _own(name: str) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdkit.inputs.checks import typed
+from sdkit.inputs.checks import installed, typed
 from sdkit.inputs.paths import TINY
 from sdkit.many.book import MANIFEST, Book, Row
 from sdkit.many.grid import Plan, plan
@@ -132,8 +131,7 @@ def carry_out(
     workers: int | None,
 ) -> Batch:
     """Do what is not done yet, and write the manifest."""
-    if find_spec("pyarrow") is None:
-        raise ValueError('a manifest needs pyarrow, which is not installed: pip install "sdkit-stages[batch]"')
+    installed("pyarrow", "a manifest needs pyarrow", "batch")
     processes, order = Processes(), [job.key for job in asked.jobs]
     aside: list[Bad] = []
     with book.alone(made_by) if processes.is_first else nullcontext():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.files import whole_file
+from sdkit.inputs.checks import installed
 from sdkit.many.jobs import Bad, digest
 
 MANIFEST, FAILED, BEGUN = "manifest.parquet", "failed.jsonl", "run.json"
@@ -183,12 +184,10 @@ class Book:
     def _in_manifest(self, columns: list[str]) -> list[Row]:
         if not self.files.exists(self.place(MANIFEST)):
             return []
-        try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise ValueError(
-                'a manifest needs pyarrow, which is not installed: pip install "sdkit-stages[batch]"'
-            ) from None
+        installed("pyarrow", "a manifest needs pyarrow", "batch")
+
+        import pyarrow.parquet as pq
+
         with self.files.open(self.place(MANIFEST), "rb") as file:
             rows: list[Row] = pq.ParquetFile(file).read(columns).to_pylist()  # `read_table` would import pandas
         return rows

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sdkit.events import Stage
+from sdkit.inputs.checks import installed
 from sdkit.many.book import Book, Made
 from sdkit.many.jobs import Bad, Job
 from sdkit.many.work import ALONE, TEXTS, Load, Maker, asked_together, made_of, reason_of, settings_alone
@@ -140,10 +141,10 @@ def made_on_ray(
         ConnectionError: there is no cluster at the address.
         ray.exceptions.RayError: round after round has ended without anything new.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError('a cluster needs Ray, which is not installed: pip install "sdkit-stages[cluster]"') from None
+    installed("ray", "a cluster needs Ray", "cluster")
+
+    import ray
+
     left, fruitless = list(groups), 0
     with _connected(address):
         while left:

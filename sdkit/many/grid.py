@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sdkit.inputs.checks import pick, told
+from sdkit.inputs.checks import installed, pick, told
 from sdkit.many.jobs import MAKES, Bad, Job, job_of, value_of, with_seed
 
 ENDINGS = (".jsonl", ".csv", ".yaml", ".yml", ".txt")
@@ -199,13 +199,11 @@ def _alternatives(folder: bool | str | Path) -> Any:
     place = None if folder is True else Path(folder).expanduser()
     if place is not None and not place.is_dir():
         raise FileNotFoundError(f"there is no folder of wildcards {str(folder)!r}")
-    try:
-        from dynamicprompts.generators import CombinatorialPromptGenerator
-        from dynamicprompts.wildcards import WildcardManager
-    except ImportError:
-        raise ValueError(
-            'alternatives need dynamicprompts, which is not installed: pip install "sdkit-stages[batch]"'
-        ) from None
+    installed("dynamicprompts", "alternatives need dynamicprompts", "batch")
+
+    from dynamicprompts.generators import CombinatorialPromptGenerator
+    from dynamicprompts.wildcards import WildcardManager
+
     generator, wildcards = CombinatorialPromptGenerator(WildcardManager(place)), WildcardManager(place)
 
     def apart(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:

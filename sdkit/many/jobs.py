@@ -11,17 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdkit.inputs.arguments import FromPicture, Settings
+from sdkit.inputs.arguments import GIVEN, FromPicture, Settings
 from sdkit.inputs.checks import pick, plain, told, truth, whole
 from sdkit.inputs.seeds import check_seed
 from sdkit.inputs.signatures import hint
 from sdkit.model.schedulers import SCHEDULERS
 
 TOGETHER = 8  # pictures at once, where nothing else is said; more gained little on a processor
-PICTURES = ("image", "mask_image", "control_image", "picture")  # arguments that are files
+PICTURES = (*GIVEN, "picture")  # arguments that are files
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 TABLE = {one.name: one for one in fields(Settings)}
-MAKES = (*TABLE, "image", "mask_image", "control_image", "scheduler", "model", "hooks")
+MAKES = (*TABLE, *GIVEN, "scheduler", "model", "hooks")
 TAKES = {  # the arguments of each function
     "text_to_image": tuple(one for one in MAKES if one not in {"image", "mask_image", *vars(FromPicture())}),
     "image_to_image": MAKES,

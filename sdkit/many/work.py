@@ -15,6 +15,7 @@ from PIL import Image
 
 from sdkit import hooks as ready_made
 from sdkit.events import run
+from sdkit.inputs.arguments import GIVEN
 from sdkit.inputs.checks import pick
 from sdkit.inputs.seeds import seed_each
 from sdkit.many.book import Made
@@ -29,7 +30,7 @@ from sdkit.trace.trace import Trace
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 OWN = (*TEXTS, "seed", "image")  # what jobs that are made together may differ in
-ALONE = ("hooks", "mask_image", "control_image")  # of which a run of several might mean another thing
+ALONE = ("hooks", *(one for one in GIVEN if one not in OWN))  # of which a run of several might mean another thing
 Load = Callable[[str | None], Model]
 
 

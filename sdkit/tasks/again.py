@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdkit.events import Event, Hook, Stage, checked
 from sdkit.files import settings_text
-from sdkit.inputs.arguments import Settings
+from sdkit.inputs.arguments import GIVEN, Settings
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import TINY
 from sdkit.inputs.record import check_record
@@ -36,7 +36,6 @@ NOT_HELD = (
     "cross_attention_kwargs",
 )  # tensors that a record mentions and does not hold
 _ACTED = ("stopped_after", "visited", "given")  # what hooks asked of the run, beside edits
-GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures of which a record holds the hash
 NEEDED = ("prompt", "seed", "model", "scheduler", "versions", "index")  # in a PNG that is to be made again
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  # that a branch may make
 
@@ -167,7 +166,7 @@ def branch(
 ) -> Trace:
     """A recorded run from one of its steps on; `Trace.branch` says the rest."""
     child, events = branching(trace, step, hooks=hooks, model=model, trust_model=trust_model, changes=changes)
-    driven(events, trace.settings["start"]["steps"] - step)
+    driven(events)
     return child
 
 

@@ -130,10 +130,9 @@ def _prepared(request: Options, prompt: Any, start: dict[str, Any] | None = None
 
 
 def made(one: Run, *, progress: bool = True) -> Result:
-    """The result of a prepared run, with a bar over its steps, unless its pipeline has its own switched off."""
+    """The result of a prepared run, with a bar over its steps if that is wanted."""
     truth("progress", progress)
-    wanted = progress and not getattr(one.model.pipeline, "_progress_bar_config", {}).get("disable")
-    return driven(result_of(one), len(one.visits), wanted=wanted)
+    return driven(result_of(one), wanted=progress)
 
 
 def result_of(one: Run) -> Generator[Event, None, Result]:

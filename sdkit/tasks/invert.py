@@ -80,5 +80,5 @@ def invert(
         inversion={"process": "inversion", "refinements": refinements, "residuals": []},
     )
     schedulers.alpha_sigma_after(one.scheduler, one.visits[0])  # said before the first step if it cannot be
-    driven(begin(one, inverse(one, refinements)), num_inference_steps)
+    driven(begin(one, inverse(one, refinements)))
     return trace

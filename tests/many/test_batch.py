@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from carried import random_controlnet, save_ip_adapter
+from conftest import random_pipeline
 from PIL import Image
 
 import sdkit
@@ -216,6 +218,24 @@ def test_a_folder_belongs_to_one_set_up_and_one_run(tmp_path, sd1):
         pytest.raises(ValueError, match="another run is at work in"),
     ):
         sdkit.batch(fast(PROMPTS[:1]), tmp_path)
+
+
+def test_a_folder_belongs_to_what_is_laid_over_its_model_too(tmp_path, capsys):
+    pipeline = random_pipeline(tmp_path)
+    pipeline.save_pretrained(tmp_path / "model")
+    random_controlnet(pipeline, 3).save_pretrained(tmp_path / "net")
+    save_ip_adapter(pipeline, tmp_path / "style.safetensors")
+    draw("a red star", seed=1).save(tmp_path / "star.png")
+    given = dict.fromkeys(("control_image", "ip_adapter_image"), str(tmp_path / "star.png"))
+    job = {"prompt": "a red star", "seed": 1, "height": 64, "width": 64, **FAST, **given}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
+    command = ["batch", str(tmp_path / "jobs.jsonl"), str(tmp_path / "out"), "--model", str(tmp_path / "model")]
+    net, style = ["--controlnet", str(tmp_path / "net")], ["--ip-adapter", str(tmp_path / "style.safetensors")]
+    assert main([*command, *net, *style]) == 0
+    assert len(Book(tmp_path / "out").rows()) == 1
+    for less, name in ((style, "controlnet"), (net, "ip_adapter")):
+        assert main([*command, *less]) == 2
+        assert f"was begun with {name} " in capsys.readouterr().err
 
 
 def test_a_grid_has_a_sheet_with_a_labelled_picture_at_each_place(tmp_path):
