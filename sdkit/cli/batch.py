@@ -62,6 +62,8 @@ def _batch(options: argparse.Namespace) -> int:
         whole("--workers", options.workers, at_least=1)
         if address is None:
             raise ValueError("--workers was given without --ray or --address; a single process is one worker")
+    if address is not None and options.device is not None:
+        raise ValueError("--device goes with a single process; on a cluster workers take what Ray gives them")
     check_model(options)
 
     from sdkit.many.batch import carry_out
@@ -96,8 +98,7 @@ def _batch(options: argparse.Namespace) -> int:
     return 1
 
 
-def _load(options: argparse.Namespace, named: str | None) -> Any:
+def _load(options: argparse.Namespace, named: str | None, **where: str) -> Any:
     """The model of the options, or another that a job names, in its place."""
-    if named is None:
-        return load_model(options)
-    return load_model(argparse.Namespace(**{**vars(options), "model": named}))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    return load_model(argparse.Namespace(**{**vars(options), **where, **given, "model": named or options.model}))

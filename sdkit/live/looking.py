@@ -14,7 +14,7 @@ from sdkit.events import Event, Stage, on
 from sdkit.inputs.arguments import GIVEN
 from sdkit.latents.autoencoder import round_trip
 from sdkit.latents.statistics import describe
-from sdkit.live import limits
+from sdkit.live import limits, uploads
 from sdkit.live.files import settings_in, trace_in
 from sdkit.live.kept import Kept
 from sdkit.live.runs import Messages, allowed, follow
@@ -39,7 +39,7 @@ LEVELS = 12  # of noise, on the way of a picture that is inspected
 def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Messages:
     """A picture as image to image begins with it: decoded, with its level of noise."""
     loaded, _ = studio.model(model)
-    start = limits.fitted(limits.picture(image), loaded.size)
+    start = uploads.fitted(uploads.picture(image), loaded.size)
     events = stages("", image=start, model=loaded, **{"guidance_scale": 1.0, **allowed(options)})
     for event in events:
         if event.stage is Stage.LATENT:
@@ -54,7 +54,7 @@ def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Me
 def inspect(studio: Studio, image: Any, *, model: str = "") -> Messages:
     """A picture through the autoencoder and back, in numbers, and its way to noise as a run to look at."""
     loaded, paint = studio.model(model)
-    fitted = limits.fitted(limits.picture(image), loaded.size)
+    fitted = uploads.fitted(uploads.picture(image), loaded.size)
     back, trace = round_trip(fitted, model=loaded), diffuse(fitted, LEVELS, model=loaded, seed=0)
     kept = Kept(trace, model=model)
     studio.shelf.put(kept)
@@ -117,7 +117,7 @@ def restore(studio: Studio, file: Any) -> Messages:
     Raises:
         ValueError: it is neither, or was made by a model that this page does not have, or from what it does not hold.
     """
-    raw = limits.uploaded(file)
+    raw = uploads.uploaded(file)
     picture = raw.startswith((b"\x89PNG", b"\xff\xd8", b"RIFF"))
     trace = None if picture else trace_in(raw)
     settings = settings_in(raw) if trace is None else trace.settings

@@ -14,7 +14,7 @@ from typing import Any
 from sdkit import hooks as gallery
 from sdkit.events import Event, Hook, Stage
 from sdkit.inputs.checks import pick, whole
-from sdkit.live import limits, painting
+from sdkit.live import limits, painting, uploads
 from sdkit.live.kept import BranchedHeat, Kept, listed
 from sdkit.live.studio import METHODS, Studio
 from sdkit.measure import ColourMap
@@ -34,9 +34,9 @@ def generate(studio: Studio, prompt: Any, *, model: str = "", method: str = "", 
     loaded, paint = studio.model(model)
     words, options = limits.text("prompt", prompt), allowed(options)
     if "image" in options:
-        options["image"] = limits.fitted(limits.picture(options["image"]), loaded.size)
+        options["image"] = uploads.fitted(uploads.picture(options["image"]), loaded.size)
     if "mask_image" in options:
-        options["mask_image"] = limits.fitted(limits.picture(options["mask_image"]), loaded.size)
+        options["mask_image"] = uploads.fitted(uploads.picture(options["mask_image"]), loaded.size)
     trace, maps = Trace(), AttentionMaps()
     events = stages(words, model=loaded, hooks=[*_method(method), maps, trace], **options)
     kept = Kept(trace, maps, model=model, method=method)
@@ -67,11 +67,6 @@ def go_on(
     words = changes.get("prompt", parent.trace.prompt or "")
     more = {"parent": parent.name, "from": step, "unknown": model.unknown_words(words)}
     yield from follow(studio, kept, events, colours, more, parent.trace, range(step))
-
-
-def wish(studio: Studio, run: Any, wish: str) -> None:
-    """Have a run that is on its way pause, or stop with the picture that it then predicts."""
-    studio.shelf.get(run).wish = pick("wish", wish, ("pause", "stop"))
 
 
 def follow(

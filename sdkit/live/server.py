@@ -1,4 +1,7 @@
-"""The server of the live page: Gradio's queue and HTTP API around what `runs` tells, and a gate before them."""
+"""The server of the live page: Gradio's queue and HTTP API around what `runs` and `looking` tell, and a gate in front.
+
+Nothing here imports torch before a visitor asks for what needs it, so that the page stands early.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import base64
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
-from importlib import resources
+from importlib import import_module, resources
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradio.exceptions import Error
 from gradio.server import Server
@@ -16,11 +19,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sdkit.inputs.checks import pick
-from sdkit.live import limits, looking, runs
-from sdkit.live.files import DOWNLOADS, download
-from sdkit.live.runs import Messages
-from sdkit.live.studio import Studio
+from sdkit.live import limits
 from sdkit.show.web import MODULES, web_file
+
+if TYPE_CHECKING:
+    from sdkit.live.runs import Messages
+    from sdkit.live.studio import Studio
 
 BODY = limits.UPLOAD * 2 * 4 // 3 + 2**20  # bytes of a request: a picture and its mask
 OPEN = ("/gradio_api/startup-events",)  # what Gradio asks itself as it starts
@@ -75,8 +79,8 @@ async def _refuse(send: Any, status: int, text: str, headers: Sequence[tuple[byt
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-def served(studio: Studio, auth: Auth | None, hosts: Iterable[str] | None) -> Server:
-    """The page and its calls, ready to be launched."""
+def served(studio: Callable[[], Studio], auth: Auth | None, hosts: Iterable[str] | None) -> Server:
+    """The page and its calls, ready to be launched. They wait for the studio when they are asked."""
     server = Server(title="sdkit", docs_url=None, redoc_url=None, openapi_url=None)
     server.add_middleware(Gate, auth=auth, hosts=hosts)
     add_pages(server, studio)
@@ -84,7 +88,7 @@ def served(studio: Studio, auth: Auth | None, hosts: Iterable[str] | None) -> Se
     return server
 
 
-def add_pages(server: Any, studio: Studio) -> None:
+def add_pages(server: Any, studio: Callable[[], Studio]) -> None:
     """What is asked for without the queue: the page, what belongs to it, downloads, and wishes of running runs."""
     web = {f"{name}.js": partial(web_file, f"{name}.js") for name in MODULES}
     web |= {"viewer.css": partial(web_file, "viewer.css")}
@@ -102,21 +106,23 @@ def add_pages(server: Any, studio: Studio) -> None:
 
     def about(model: str = "") -> Response:
         try:
-            return JSONResponse(studio.about(model))
+            return JSONResponse(studio().about(model))
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
 
     async def wish(request: Request) -> Response:
         try:
             asked = await request.json()
-            runs.wish(studio, asked["run"], asked["wish"])
+            studio().wish(asked["run"], asked["wish"])
         except (ValueError, KeyError, TypeError) as error:
             return JSONResponse({"error": str(error)}, 400)
         return JSONResponse({})
 
     def fetch(run: str, what: str) -> Response:
+        from sdkit.live.files import DOWNLOADS, download
+
         try:
-            body, kind = download(studio.shelf.get(run), pick("download", what, list(DOWNLOADS)))
+            body, kind = download(studio().shelf.get(run), pick("download", what, list(DOWNLOADS)))
         except ValueError as error:
             return Response(str(error), 404)
         attached = {"Content-Disposition": f'attachment; filename="{what}"', "X-Content-Type-Options": "nosniff"}
@@ -127,19 +133,20 @@ def add_pages(server: Any, studio: Studio) -> None:
     server.add_api_route("/wish", wish, methods=["POST"])
 
 
-def add_calls(server: Any, studio: Studio) -> None:
+def add_calls(server: Any, studio: Callable[[], Studio]) -> None:
     """What goes through the queue, one at a time: the model serves one run, and the others wait."""
 
-    def call(tell: Callable[..., Messages]) -> Callable[[Callable[..., Any]], None]:
-        """Answer a call, which has the arguments and the words of the function below, with what `tell` tells."""
+    def call(module: str, name: str) -> Callable[[Callable[..., Any]], None]:
+        """Answer a call, which has the arguments and the words of the function below, with what this one tells."""
 
         def add(function: Callable[..., Any]) -> None:
             @wraps(function)
             def told(*given: Any) -> Messages:
                 asked = signature(function).bind(*given)
                 asked.apply_defaults()
+                tell = getattr(import_module(f"sdkit.live.{module}"), name)
                 try:
-                    yield from tell(studio, **asked.arguments)
+                    yield from tell(studio(), **asked.arguments)
                 except (ValueError, TypeError, FileNotFoundError, ArithmeticError) as error:
                     # what is wrong with a request goes to whoever made it; anything else is a fault of ours
                     raise Error(str(error), print_exception=False) from error
@@ -148,7 +155,7 @@ def add_calls(server: Any, studio: Studio) -> None:
 
         return add
 
-    @call(runs.generate)
+    @call("runs", "generate")
     def text_to_image(
         prompt: str,
         negative_prompt: str | None = None,
@@ -161,7 +168,7 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Draw from words; the messages of the run as it forms."""
 
-    @call(runs.generate)
+    @call("runs", "generate")
     def image_to_image(
         image: str,
         prompt: str,
@@ -177,7 +184,7 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Go on from a picture (base64, or a data URI), with a mask only where that is white."""
 
-    @call(runs.go_on)
+    @call("runs", "go_on")
     def go_on(
         run: str,
         step: int,
@@ -190,7 +197,7 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """Go on with a run from one of its steps, changed."""
 
-    @call(looking.noised)
+    @call("looking", "noised")
     def noised(
         image: str,
         strength: float | None = None,
@@ -201,11 +208,11 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """A picture as image to image would begin with it."""
 
-    @call(looking.inspect)
+    @call("looking", "inspect")
     def inspect(image: str, model: str = "") -> Any:
         """A picture through the autoencoder and back, and on its way to noise."""
 
-    @call(looking.interpolate)
+    @call("looking", "interpolate")
     def interpolate(
         start: str,
         end: str,
@@ -218,7 +225,7 @@ def add_calls(server: Any, studio: Studio) -> None:
     ) -> Any:
         """A film from one prompt to another."""
 
-    @call(looking.restore)
+    @call("looking", "restore")
     def restore(file: str) -> Any:
         """What a PNG or a trace of sdkit (base64) says: settings, and of a trace the run itself."""
 

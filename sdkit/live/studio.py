@@ -57,6 +57,10 @@ class Studio:
             "most": {"steps": limits.STEPS, "guidance": limits.GUIDANCE, "letters": limits.LETTERS},
         }
 
+    def wish(self, run: Any, wish: str) -> None:
+        """Have a run that is on its way pause, or stop with the picture that it then predicts."""
+        self.shelf.get(run).wish = pick("wish", wish, ("pause", "stop"))
+
     def maker(self, settings: Mapping[str, Any]) -> str:
         """Which model of this page made a file: known by its weights, whatever name the file has for it."""
         for name in self.sources:

@@ -97,7 +97,7 @@ def batch(
         name = TINY if model is None else str(model)
     else:
         if address is not None:
-            raise ValueError("on a cluster workers load the model themselves, so give its name: a folder or an id")
+            raise ValueError("a cluster loads the model by itself, so give its name: a folder, a file or an id")
         model = _load(None, model)
         name = model.name
     return carry_out(
@@ -112,11 +112,11 @@ def batch(
     )
 
 
-def _load(named: str | None, model: Any) -> Any:
+def _load(named: str | None, model: Any, **where: Any) -> Any:
     """The model, or another that a job names."""
     from sdkit.model.loading import load
 
-    return load(model if named is None else named)
+    return load(model if named is None else named, **where)
 
 
 def carry_out(

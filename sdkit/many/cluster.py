@@ -8,14 +8,18 @@ import pickle
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
+
+import torch
 
 from sdkit.events import Stage
 from sdkit.inputs.checks import installed
 from sdkit.many.book import Book, Made
 from sdkit.many.jobs import Bad, Job
 from sdkit.many.work import ALONE, TEXTS, Load, Maker, asked_together, made_of, reason_of, settings_alone
+from sdkit.model.model import Model
 from sdkit.pictures import to_pil
 from sdkit.process.materials import EMBEDS
 from sdkit.process.run import Run
@@ -147,6 +151,9 @@ def made_on_ray(
 
     left, fruitless = list(groups), 0
     with _connected(address):
+        models = shipped(load, left)  # held until all is done
+        # As bytes, since Ray takes objects that workers are made with for lost with them, and says so.
+        load = partial(arrived, load, ray.cloudpickle.dumps(models))
         while left:
             before, failure, gone = len(left), None, set[str]()
             try:
@@ -178,6 +185,34 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def shipped(load: Load, groups: Sequence[list[Job]]) -> dict[str | None, Any]:
+    """The models of jobs in Ray's store, by name, which brings each to a node once, files and all that lies over them.
+
+    Raises:
+        Exception: the model that jobs share cannot be loaded.
+    """
+    import ray
+
+    kind = "float16" if ray.cluster_resources().get("GPU", 0) else "float32"
+    models = {}
+    for name in {job.asked.get("model") for group in groups for job in group}:
+        with suppress(Exception) if name else nullcontext():  # a worker says what is wrong with that of a job
+            models[name] = ray.put(load(name, device="cpu", dtype=kind))
+    return models
+
+
+def arrived(load: Load, shipped: bytes, named: str | None) -> Model:
+    """One of the models that were shipped, on a worker, where it is to work."""
+    import ray
+
+    models = pickle.loads(shipped)
+    if named not in models:
+        return load(named)
+    model: Model = ray.get(models[named])
+    model.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model
 
 
 def _failing_at_once() -> dict[str, Any]:

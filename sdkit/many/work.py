@@ -31,7 +31,7 @@ from sdkit.trace.trace import Trace
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 OWN = (*TEXTS, "seed", "image")  # what jobs that are made together may differ in
 ALONE = ("hooks", *(one for one in GIVEN if one not in OWN))  # of which a run of several might mean another thing
-Load = Callable[[str | None], Model]
+Load = Callable[..., Model]  # by the name in a job, None for the model that jobs share, and with `device` and `dtype`
 
 
 def groups(jobs: Sequence[Job], most: int) -> list[list[Job]]:
@@ -72,7 +72,7 @@ def _shape(job: Job) -> str | None:
 class Maker:
     """What makes the pictures of jobs: a model, loaded when it is first needed."""
 
-    load: Load  # a model by its name in a job; None for the one that jobs share
+    load: Load
     traces: bool = False
     most: int = 0  # pictures at once that have fitted into memory, once more have not
 

@@ -6,7 +6,7 @@ It is longer than other files because it has many such verbs, and each says what
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -139,14 +139,17 @@ class Model(Shown):
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the weights: of up to 16 values of each parameter, evenly spaced."""
-        digest = hashlib.sha256()
+        names, values = list[str](), list[Tensor]()
         parts = [encoder for *_, encoder in self.encoders] + [self.unet, self.vae, *self.controlnets]
         for part in parts:
             for name, weight in uncompiled(part).named_parameters():
-                digest.update(f"{name} {tuple(weight.shape)}".encode())
-                if weight.device.type != "meta":  # where it is while the pipeline offloads it
-                    flat = weight.detach().reshape(-1)
-                    digest.update(flat[:: max(1, len(flat) // 16)].float().cpu().numpy().tobytes())
+                there = weight.device.type != "meta"  # where it is while the pipeline offloads it
+                flat = weight.detach().reshape(-1)
+                names.append(f"{name} {tuple(weight.shape)}")
+                values.append(flat[:: max(1, len(flat) // 16)].float() if there else torch.empty(0))
+        digest = hashlib.sha256()
+        for name, few in zip(names, _bytes_of(values), strict=True):
+            digest.update(name.encode() + few)
         return digest.hexdigest()[:16]
 
     @property
@@ -222,7 +225,7 @@ class Model(Shown):
         width = self.unet.add_embedding.linear_1.in_features - self.pooled_width
         numbers = width // self.unet.config.addition_time_embed_dim
         both = text.time_ids(settings, numbers, from_picture=from_picture)
-        uncond, cond = (torch.tensor([ids], dtype=self.dtype).to(self.device) for ids in both)
+        uncond, cond = (torch.tensor([ids], dtype=self.dtype) for ids in both)
         return uncond, cond
 
     def embed_guidance(self, guidance_scale: float, pictures: int) -> Tensor:
@@ -230,7 +233,7 @@ class Model(Shown):
         scales = torch.tensor(guidance_scale - 1).repeat(pictures)
         width = self.unet.config.time_cond_proj_dim
         embedding: Tensor = self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width)
-        return embedding.to(self.device, self.dtype)
+        return embedding.to(self.dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Mean and log-variance (B, 2C, h, w) of what the VAE makes of pictures (B, 3, H, W) in [-1, 1]."""
@@ -307,3 +310,16 @@ class Model(Shown):
 
 def _after_zeros(values: Tensor, rows: int) -> Tensor:
     return torch.cat([torch.zeros_like(values[:1]).expand(rows, *values.shape[1:]), values])
+
+
+def _bytes_of(vectors: Sequence[Tensor]) -> Iterator[bytes]:
+    """The bytes of vectors, all those of a device in one copy, as each copy waits for a GPU."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for vector in vectors:
+        by_device.setdefault(vector.device, []).append(vector)
+    copied = {device: torch.cat(some).cpu().numpy() for device, some in by_device.items()}
+    begin = dict.fromkeys(copied, 0)
+    for vector in vectors:
+        start = begin[vector.device]
+        begin[vector.device] += len(vector)
+        yield copied[vector.device][start : start + len(vector)].tobytes()

@@ -130,12 +130,12 @@ def condition(run: Run, text: Tensor, pooled: Tensor | None, painting: Any = Non
     time_ids = image_embeds = None
     if pooled is not None:
         negative, positive = model.time_ids(run.settings, from_picture=run.pictures.pixels is not None)
-        time_ids = torch.cat([negative.repeat(pictures, 1), positive.repeat(pictures, 1)][-twice:])
+        time_ids = torch.cat([negative.repeat(pictures, 1), positive.repeat(pictures, 1)][-twice:]).to(run.device)
     adapter = run.pictures.ip_adapter_image, run.pictures.ip_adapter_image_embeds
     if any(one is not None for one in adapter):
-        image_embeds = model.pipeline.prepare_ip_adapter_image_embeds(*adapter, model.device, pictures, run.guided)
+        image_embeds = model.pipeline.prepare_ip_adapter_image_embeds(*adapter, run.device, pictures, run.guided)
     painted = None if painting is None else painting.for_unet(twice)
-    guidance = model.embed_guidance(run.guidance_scale, pictures) if model.takes_guidance else None
+    guidance = model.embed_guidance(run.guidance_scale, pictures).to(run.device) if model.takes_guidance else None
     return Condition(text, pooled, time_ids, image_embeds, guidance, painted, _control(run), run.attention)
 
 
@@ -147,7 +147,7 @@ def _control(run: Run) -> Control | None:
     twice = run.guided and not guess_mode
     pictures = []
     for net, picture in zip(nets, run.pictures.control, strict=True):
-        rows = picture.repeat_interleave(run.shape[0] // len(picture), dim=0).to(run.model.device, net.dtype)
+        rows = picture.repeat_interleave(run.shape[0] // len(picture), dim=0).to(run.device, net.dtype)
         pictures.append(torch.cat([rows] * 2) if twice else rows)
     values = (settings.controlnet_conditioning_scale, settings.control_guidance_start, settings.control_guidance_end)
     scale, start, end = (for_each_net(value, len(nets)) for value in values)

@@ -51,11 +51,12 @@ def prepare(
     steps, guidance_scale = settings.num_inference_steps, settings.guidance_scale
     assert steps is not None and guidance_scale is not None  # noqa: PT018 - filled in by `_fitted`
     generator, seeds = _generators(settings, generator)
+    device = model.device
     stepper = schedulers.fresh(scheduler, model.scheduler, generator)
     visits = schedulers.visits(
         stepper,
         steps,
-        model.device,
+        device,
         settings.strength,
         timesteps=settings.timesteps,
         sigmas=settings.sigmas,
@@ -76,11 +77,12 @@ def prepare(
         "start": schedulers.level(stepper, visits[0]) | {"steps": len(visits)},
         "scheduler": schedulers.plain(stepper),
         "edited_by": [],  # names of the hooks that replaced a value, as they do
-        **surroundings(model),
+        **surroundings(model, device),
         **(inversion or {}),
     }
     run = Run(
         model=model,
+        device=device,
         settings=settings,
         scheduler=stepper,
         visits=visits if inversion is None else visits[::-1],

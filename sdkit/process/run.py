@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ class Run(Asked):
     """
 
     model: Model  # that it calls
+    device: torch.device  # where that computes: diffusers walks through all its modules to find out, so once a run
     settings: Settings  # complete
     scheduler: Any  # a fresh one
     visits: list[Visit]  # the timesteps that it goes through, in the order in which it does
@@ -203,13 +205,13 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     )
 
 
-def surroundings(model: Model) -> dict[str, Any]:
+def surroundings(model: Model, device: torch.device) -> dict[str, Any]:
     """What a record has of the model and the machine: all that the bits depend on beside the settings."""
     return {
         "model": model.name,
         "model_hash": model.fingerprint(),
         "extras": extras_of(model.pipeline),
-        "device": model.device.type,
+        "device": device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {
             "sdkit": _version("sdkit-stages"),
@@ -218,6 +220,7 @@ def surroundings(model: Model) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(distribution: str) -> str:
     try:
         return version(distribution)

@@ -37,16 +37,16 @@ def start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
     """
     model, settings, pixels, mask = run.model, run.settings, run.pictures.pixels, run.pictures.mask
     if pixels is None:
-        unit = run.latents.to(model.device) if run.latents is not None else noise_like(run, run.shape)
+        unit = run.latents.to(run.device) if run.latents is not None else noise_like(run, run.shape)
         return unit * run.scheduler.init_noise_sigma, None
     x0: Tensor | None = None
     if pixels.shape[1] == 3:
-        pixels = repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
+        pixels = repeat(pixels, run.shape[0] // len(pixels)).to(run.device, model.dtype)
         pixels = yield from run.show(Stage.PIXELS, pixels)
     else:
-        x0 = repeat(pixels, run.shape[0] // len(pixels)).to(model.device, model.dtype)
+        x0 = repeat(pixels, run.shape[0] // len(pixels)).to(run.device, model.dtype)
     if mask is not None:
-        mask = repeat(mask, run.shape[0] // len(mask)).to(model.device, model.dtype)
+        mask = repeat(mask, run.shape[0] // len(mask)).to(run.device, model.dtype)
         mask = yield from run.show(Stage.MASK, mask)
     goes_on = settings.denoising_start is not None  # from where another run has stopped
     all_noise = mask is not None and settings.strength == 1 and not goes_on
@@ -64,14 +64,14 @@ def start(run: Run) -> Generator[Event, None, tuple[Tensor, Painting | None]]:
         return x, None
     masked = None
     if run.pictures.masked is not None:
-        masked = repeat(run.pictures.masked, run.shape[0] // _pictures(run)).to(model.device, model.dtype)
+        masked = repeat(run.pictures.masked, run.shape[0] // _pictures(run)).to(run.device, model.dtype)
     elif model.paints:
         masked = yield from _encode(run, pixels * (mask < 0.5), layer="masked")
     elif (
         pixels.shape[1] == 3 and model.samples
     ):  # diffusers encodes it for such a U-Net too, for nothing but what that draws
         shape = (_pictures(run), 2 * run.shape[1], *run.shape[2:])
-        _sample(run, torch.zeros(shape, device=model.device, dtype=model.encodes_in))
+        _sample(run, torch.zeros(shape, device=run.device, dtype=model.encodes_in))
     small = torch.nn.functional.interpolate(mask, size=run.shape[2:])  # nearest
     return x, Painting(x0, noise, small, masked)
 
@@ -91,7 +91,7 @@ def encoded_mean(run: Run) -> Generator[Event, None, Tensor]:
     """The mean (B, C, h, w) that the encoder gives the pictures, each as often as there are pictures to make of it."""
     model, pixels = run.model, run.pictures.pixels
     assert pixels is not None  # whoever asks was given a picture
-    pixels = yield from run.show(Stage.PIXELS, pixels.to(model.device, model.dtype))
+    pixels = yield from run.show(Stage.PIXELS, pixels.to(run.device, model.dtype))
     if run.record.get("space") == "pixel":
         return pixels
     posterior = yield from run.show(Stage.POSTERIOR, model.encode(pixels))
@@ -137,5 +137,5 @@ def _pictures(run: Run) -> int:
 
 def noise_like(run: Run, shape: tuple[int, ...]) -> Tensor:
     """Noise of unit variance from the run's generators, where its model computes."""
-    noise: Tensor = randn_tensor(shape, generator=run.generator, device=run.model.device, dtype=run.model.dtype)
+    noise: Tensor = randn_tensor(shape, generator=run.generator, device=run.device, dtype=run.model.dtype)
     return noise

@@ -80,11 +80,12 @@ def diffuse(
         "levels": [{"t": one.t, "alpha": one.alpha, "sigma": one.sigma, "snr": one.snr} for one in levels],
         "scheduler": schedulers.plain(stepper),
         "edited_by": [],
-        **surroundings(model),
+        **surroundings(model, device := model.device),
     }
     trace = Trace()
     forward = Run(
         model=model,
+        device=device,
         settings=Settings([""] * len(pixels), height=height, width=width, seed=seeds),
         scheduler=stepper,
         visits=[Visit(i, t, torch.tensor(t)) for i, t in enumerate(times)],

@@ -155,6 +155,7 @@ def overlap(one, other):
     return (a & b).sum() / (a | b).sum()
 
 
+@pytest.mark.slow
 def test_another_colour_keeps_the_layout_with_the_maps_of_a_trace(tiny, tmp_path):
     kept, free = [], []
     for seed, kind in enumerate(("star", "house", "cat", "square")):
@@ -209,6 +210,7 @@ def test_a_trace_that_lacks_what_a_hook_needs_is_said(tiny):
         sdkit.text_to_image(["a cat", "a fish"], num_inference_steps=2, hooks=[hooks.keep_layout(trace)])
 
 
+@pytest.mark.slow
 def test_self_attention_of_another_run_keeps_shapes(tiny):
     kept, free = [], []
     for seed in (0, 4):
@@ -229,6 +231,7 @@ def test_a_local_blend_changes_only_where_the_word_looks(tiny):
     assert abs(corner[1] - corner[0]) < 8 < abs(corner[2] - corner[0])
 
 
+@pytest.mark.slow
 def test_a_word_weighs_more_or_less(tiny):
     """Of the noun the picture shows more and less."""
     areas = []

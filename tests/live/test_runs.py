@@ -75,7 +75,7 @@ def test_words_that_the_model_has_never_read_are_said(studio, tiny):
 def test_a_run_that_was_paused_goes_on_as_if_it_had_not_been(studio, tiny):
     stream = runs.generate(studio, STAR, **FEW)
     (queued,), (*_, step) = next(stream), next(stream)
-    runs.wish(studio, queued["run"], "pause")
+    studio.wish(queued["run"], "pause")
     rest = messages(stream)
     assert rest[-1]["paused"]
     assert rest[-1]["picture"] is None
@@ -115,7 +115,7 @@ def test_other_words_from_a_step_on_are_a_branch(studio, tiny):
 def test_stop_keeps_the_picture_that_was_predicted(studio):
     stream = runs.generate(studio, STAR, **FEW)
     (queued,) = next(stream)
-    runs.wish(studio, queued["run"], "stop")
+    studio.wish(queued["run"], "stop")
     end = messages(stream)[-1]
     trace = studio.shelf.get(queued["run"]).trace
     assert trace.steps == [0]

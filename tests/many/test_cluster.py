@@ -71,7 +71,7 @@ def test_stage_by_stage_sdxl_takes_its_pooled_embeddings_along(tmp_path, sdxl):
 
 
 def test_a_model_that_is_no_name_does_not_go_to_a_cluster(tmp_path, tiny):
-    with pytest.raises(ValueError, match="workers load the model themselves, so give its name"):
+    with pytest.raises(ValueError, match="a cluster loads the model by itself, so give its name"):
         sdkit.batch(["a star"], tmp_path, model=tiny, address="local")
 
 
@@ -107,10 +107,11 @@ def denoising():
 
 @pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")  # of Ray's own code
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_worker_and_a_node_makes_every_picture_once(cluster, tmp_path):
+def test_a_cluster_that_loses_a_worker_and_a_node_makes_every_picture_once(cluster, tmp_path, tiny):
     jobs = [{"prompt": f"a {colour} star", "seed": seed, "num_inference_steps": 1}
             for colour in ("red", "blue", "green", "pink") for seed in range(125)]  # fmt: skip
-    lost = []
+    lost, here = [], tmp_path / "model"
+    tiny.pipeline.save_pretrained(here)
 
     def lose():
         def rows():
@@ -118,6 +119,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_makes_every_picture_once(clust
 
         while rows() < 10:
             time.sleep(0.05)
+        here.rename(tmp_path / "elsewhere")  # the worker that is to come finds no folder
         lost.append(denoising()[0])
         os.kill(lost[0], signal.SIGKILL)
         while rows() < 25:
@@ -126,11 +128,12 @@ def test_a_cluster_that_loses_a_worker_and_a_node_makes_every_picture_once(clust
         lost.append(rows())
 
     threading.Thread(target=lose, daemon=True).start()
-    made = sdkit.batch(jobs, tmp_path / "ray", address=cluster.address, workers=2)
+    made = sdkit.batch(jobs, tmp_path / "ray", model=here, address=cluster.address, workers=2)
     assert len(lost) == 2
     assert lost[1] < 63, "the node was lost when all was done"
     assert (made.made, made.bad) == (500, [])
-    single = sdkit.batch(jobs, tmp_path / "single")
+    (tmp_path / "elsewhere").rename(here)
+    single = sdkit.batch(jobs, tmp_path / "single", model=here)
     ours, theirs = made.rows(), single.rows()
     assert [row["key"] for row in ours] == [row["key"] for row in theirs]
     assert [row["settings"] for row in ours] == [row["settings"] for row in theirs]

@@ -4,6 +4,24 @@ import { level, told } from "./run.js";
 import { frame, heatPlate, hoverable, picture, plate, plateOf, plates, state, wordButton } from "./plates.js";
 import { bellChart, noiseChart, pathChart } from "./charts.js";
 
+const PADDING = "padding";
+/** What each token of the prompt is called: its text, or what it is there for. */
+function tokenNames(run) {
+  const end = run.tokens.findIndex(([, , word], i) => i > 0 && word === null);
+  return run.tokens.map(([, text, word], i) => word !== null ? text : i === 0 ? "begin" : i > end && end > 0 ? PADDING : "end");
+}
+/** The names beside their rows, as far apart as letters need; padding is named once. */
+function rowNames(names, rows) {
+  const W = 110, H = 400, svg = make("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, "aria-hidden": "true" });
+  let y = -12.5;
+  names.forEach((name, i) => {
+    if (name === PADDING && names[i - 1] === PADDING) return;
+    const row = (i + .5) / rows * H;
+    y = Math.max(y + 12.5, row);
+    svg.append(make("text", { x: W - 14, y: y + 4, "text-anchor": "end" }, name), make("line", { class: "axis", x1: W - 10, x2: W, y1: y, y2: row }));
+  });
+  return svg;
+}
 export const views = {
   forward(run) {
     const kept = run.encoded && open(run.encoded), first = run.values.x;
@@ -17,10 +35,10 @@ export const views = {
     const box = make("div", { class: "bars" }), words = {};
     for (const [, text, word] of run.tokens) if (word !== null) words[word] = (words[word] || "") + text;
     let padding = 0;
-    const firstEnd = run.tokens.findIndex(([, , word], i) => i > 0 && word === null);
+    const names = tokenNames(run);
     run.tokens.forEach(([id, text, word], i) => {
-      if (word === null && i > firstEnd && firstEnd > 0) { padding++; return; }
-      const name = word === null ? (i === 0 ? "begin" : "end") : text, small = make("small", {}, String(id));
+      const name = names[i], small = make("small", {}, String(id));
+      if (word === null && name === PADDING) { padding++; return; }
       const known = run.heat && word !== null && run.heat.words.find((one) => one.toLowerCase() === words[word].toLowerCase());
       box.append(known ? wordButton(known, name, small) : make("span", { class: "chip" + (word === null ? " dim" : "") }, name, small));
     });
@@ -36,6 +54,7 @@ export const views = {
     canvas.getContext("2d").putImageData(image, 0, 0);
     canvas.style.aspectRatio = "3 / 2"; canvas.style.height = "auto";
     const step = Math.max(1, Math.floor(run.text.width / 96)), [figure] = frame(canvas, "A row for each token,", `a column for each ${step > 1 ? step + "th " : ""}of ${run.text.width} numbers; blue is negative, red positive`);
+    figure.prepend(make("div", { class: "rows" }, rowNames(tokenNames(run), values.h), figure.firstChild));
     hoverable(canvas, () => [values.w, values.h], (row, col) => `${(run.tokens[row] || [0, "token " + row])[1]}, number ${col * step}: ${number(plane[row * values.w + col])}`);
     return figure;
   },
