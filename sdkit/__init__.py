@@ -128,7 +128,10 @@ def __getattr__(name: str) -> Any:
         return version("sdkit-stages")
     if name not in _ROOMS:
         raise AttributeError(f"module 'sdkit' has no attribute {name!r}")
-    room = import_module(f"sdkit.{_ROOMS[name]}")
+    from sdkit.collecting import paused
+
+    with paused():
+        room = import_module(f"sdkit.{_ROOMS[name]}")
     value = globals()[name] = room if name in _MODULES else getattr(room, name)
     return value
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdkit.collecting import paused
 from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import TINY, model_source
@@ -35,6 +36,7 @@ _MEANT = {  # which arguments say something about what is loaded, beside where t
 }
 
 
+@paused()
 def load(
     model: str | Path | DiffusionPipeline | Model | None = None,
     *,
