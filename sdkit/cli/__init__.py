@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-_COMMANDS = {  # which file has the options of a command, and does what it says; and what the list of commands says of it
+_COMMANDS = {  # which file has the options of a command and does it, and what the list of commands says of it
     "generate": ("generate", "generate pictures from words, or from a picture and words"),
     "rerun": ("generate", "generate a picture that sdkit saved again"),
     "inspect": ("latents", "what the autoencoder and the forward process make of a picture"),

@@ -47,7 +47,9 @@ GROUPS = {  # of the options, as --help has them
 
 def add_generate(generate: argparse.ArgumentParser) -> None:
     """The options of `sdkit generate`."""
-    generate.description = "Generate pictures from words, or from a picture and words. Options are named as in diffusers."
+    generate.description = (
+        "Generate pictures from words, or from a picture and words. Options are named as in diffusers."
+    )
     generate.epilog = 'example: sdkit generate "a red star on a blue background" --seed 7 -o star.png'
     generate.argument_default = argparse.SUPPRESS  # what is not given is left to the functions' own defaults
     generate.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
