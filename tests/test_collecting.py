@@ -1,6 +1,7 @@
 """The garbage collector, paused."""
 
 import gc
+from contextlib import suppress
 
 import pytest
 
@@ -17,10 +18,11 @@ def collecting():
 
 
 def test_it_pauses_and_goes_on_also_after_an_error():
-    with pytest.raises(ValueError, match="here"), paused():
-        assert not gc.isenabled()
+    found = []
+    with suppress(ValueError), paused():
+        found.append(gc.isenabled())
         raise ValueError("here")
-    assert gc.isenabled()
+    assert [*found, gc.isenabled()] == [False, True]
 
 
 def test_who_has_switched_it_off_finds_it_off():

@@ -131,8 +131,8 @@ def _moved(pipeline: Any, device: torch.device) -> Any:
 
     Straight from a file they lie at whatever address the file has them at, and on a CPU the product of a single vector
     with a matrix rounds by that, and of small matrices too: the same weights from a folder and from one file would draw
-    two pictures. Large ones stay in the file's own pages, which costs neither time nor memory, unless they take a vector
-    for each picture, as embeddings of time, sizes and whole texts do.
+    two pictures. Large ones stay in the file's own pages, which costs neither time nor memory, unless they take a
+    vector for each picture, as embeddings of time, sizes and whole texts do.
     """
     if device.type != "cpu":
         return pipeline.to(device)
