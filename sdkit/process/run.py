@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -218,6 +219,7 @@ def surroundings(model: Model) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(distribution: str) -> str:
     try:
         return version(distribution)
