@@ -321,47 +321,43 @@ def lossy(times: int = 3, count: int = 32) -> list[Row]:
 
 
 def gpu(
-    times: int = 5, device: str = "cuda", dtype: torch.dtype = torch.float16, pixels: dict[str, int] | None = None,
+    times: int = 5,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.float16,
+    pixels: dict[str, int] | None = None,
+    steps: int = 20,
     **smaller: dict[str, Any],
-) -> list[Row]:  # fmt: skip
-    """diffusers as it comes against sdkit with everything outer recorded: as it comes, channels last, and with each
-    block of the U-Net compiled once (`compile_repeated_blocks`). Random weights at true sizes.
+) -> list[Row]:
+    """diffusers as it comes against sdkit with all outer stages recorded: as it comes, channels last, and with each
+    kind of block of the U-Net compiled once (`compile_repeated_blocks`). Random weights at true sizes.
 
     Args:
         pixels: the side of the pictures by family; by default 512 for "sd1" and 1024 for "sdxl".
         smaller: what to change of the configuration of parts, to try this on a CPU.
     """
-    if not smaller and device == "cuda" and not torch.cuda.is_available():
-        row = Row(
-            "gpu", "on a GPU", "", "not measured", None, "there is none here: `python -m benchmarks gpu` is for one"
-        )
-        return [row]
+    if device == "cuda" and not torch.cuda.is_available():
+        said = "there is none here: `python -m benchmarks gpu` is for one"
+        return [Row("gpu", "on a GPU", "", "not measured", None, said)]
     rows = []
     for family, side in (pixels or {"sd1": 512, "sdxl": 1024}).items():
-        size = {"num_inference_steps": 20, "guidance_scale": 7.5, "height": side, "width": side}
-        taken: dict[str, list[Taken]] = {}
-        for how in ("eager", "channels last", "compiled"):
+        size = {"num_inference_steps": steps, "guidance_scale": 7.5, "height": side, "width": side}
+        eager = _sides(load(sizes.pipeline(family, dtype, device, **smaller)), size)["diffusers"]
+        for how, most in (("eager", 1.03), ("channels last", 1.03), ("compiled", {"sd1": 0.66, "sdxl": 0.87}[family])):
             pipeline = sizes.pipeline(family, dtype, device, **smaller)
-            sides = _sides(load(pipeline), size, lambda: [Trace()])
-            if how == "eager":
-                eager = sizes.pipeline(family, dtype, device, **smaller)
-                base = _sides(load(eager), size)["diffusers"]
-                sides["diffusers"] = base
-            else:
+            if how != "eager":
                 pipeline.unet.to(memory_format=torch.channels_last)
                 pipeline.vae.to(memory_format=torch.channels_last)
             if how == "compiled":
                 pipeline.unet.compile_repeated_blocks(fullgraph=True)
-            both = {
-                "sdkit": partial(_synchronised, sides["sdkit"], device),
-                "diffusers": partial(_synchronised, base, device),
-            }
+            recorded = _sides(load(pipeline), size, lambda: [Trace()])["sdkit"]
+            both = {name: partial(_synchronised, one, device) for name, one in (("ours", recorded), ("theirs", eager))}
             for one in both.values():
-                one()
+                one()  # compiles and warms up
             taken = rounds(both, times)
-            most = {"compiled": {"sd1": 0.66, "sdxl": 0.87}[family]}.get(how, 1.03)
-            what = f"{family}, {side}x{side}, 20 steps, {dtype}, outer stages recorded, {how}, against diffusers' own"
-            rows.append(compared(f"gpu {family} {how}", what, most, *taken.values(), device))
+            what = f"{family}, {side}x{side}, {steps} steps, {dtype}, outer stages recorded, {how}"
+            rows.append(
+                compared(f"gpu {family} {how}", what, most, *taken.values(), f"on {device}, over diffusers eager")
+            )
     return rows
 
 

@@ -26,6 +26,7 @@ _COMMANDS = {  # which file has the options of a command and does it, and what t
     "invert": ("latents", "find the noise that a picture came from, and go back, with other words too"),
     "interpolate": ("latents", "a walk between two prompts, seeds or pictures, as GIF, WebP or MP4"),
     "batch": ("batch", "many pictures: lists and grids of jobs, made once each, on one machine or a cluster"),
+    "profile": ("profile", "where the time and the memory of a run go on this machine"),
     "app": ("live", "watch and steer runs on a page in the browser"),
 }
 
