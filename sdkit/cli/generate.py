@@ -150,18 +150,22 @@ def _generate(options: argparse.Namespace) -> None:
 
     model = load_model(options)
 
-    from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, text_to_image
-    from sdkit.pictures import save_picture
+    from sdkit import image_to_image, text_to_image
+    from sdkit.pictures import contact_sheet, save_picture
 
     with own_warnings():
-        trace, maps = Trace(), AttentionMaps()
-        hooks: list[Any] = [trace, maps] if pages else []
+        hooks: list[Any] = []
+        if pages:
+            from sdkit import AttentionMaps, Trace
+
+            hooks = [Trace(), AttentionMaps()]
         make = image_to_image if "image" in pictures else text_to_image
         result = make(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
     result.save(output)
     for place in sheet:
         save_picture(contact_sheet(result.images), place)
     for index, page in enumerate(pages):
+        trace, maps = hooks
         trace.report(page, maps=maps, picture=index)
     _report(options, result, made, pages)
 
