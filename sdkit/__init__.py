@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdkit.tasks.generate import image_to_image, stages, text_to_image
     from sdkit.tasks.interpolate import Walk, interpolate
     from sdkit.tasks.invert import invert
+    from sdkit.tasks.profile import Profile, profile
     from sdkit.tasks.read_prompt import Reading, read_prompt
     from sdkit.trace.trace import Trace
     from sdkit.unet.maps import AttentionMaps
@@ -43,6 +44,7 @@ _ROOMS = {
     "Hook": "events",
     "Latents": "latents.autoencoder",
     "Model": "model.model",
+    "Profile": "tasks.profile",
     "Reading": "tasks.read_prompt",
     "Result": "process.result",
     "RoundTrip": "latents.autoencoder",
@@ -66,6 +68,7 @@ _ROOMS = {
     "load": "model.loading",
     "on": "events",
     "plots": "show.figures",
+    "profile": "tasks.profile",
     "read_prompt": "tasks.read_prompt",
     "read_settings": "tasks.again",
     "rerun": "tasks.again",
@@ -87,6 +90,7 @@ __all__ = [
     "Hook",
     "Latents",
     "Model",
+    "Profile",
     "Reading",
     "Result",
     "RoundTrip",
@@ -110,6 +114,7 @@ __all__ = [
     "load",
     "on",
     "plots",
+    "profile",
     "read_prompt",
     "read_settings",
     "rerun",
@@ -128,7 +133,10 @@ def __getattr__(name: str) -> Any:
         return version("sdkit-stages")
     if name not in _ROOMS:
         raise AttributeError(f"module 'sdkit' has no attribute {name!r}")
-    room = import_module(f"sdkit.{_ROOMS[name]}")
+    from sdkit.collecting import paused
+
+    with paused():
+        room = import_module(f"sdkit.{_ROOMS[name]}")
     value = globals()[name] = room if name in _MODULES else getattr(room, name)
     return value
 

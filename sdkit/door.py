@@ -8,6 +8,7 @@ from typing import Any
 
 _ROOMS = {
     "show_html": "sdkit.show.notebook",  # a value as a notebook shows it
+    "draw_profile": "sdkit.show.figures.profile",  # what a run took, as a figure
     "write_report": "sdkit.show.report",  # a trace as a page
     "branch": "sdkit.tasks.again",  # a recorded run from one of its steps on
 }

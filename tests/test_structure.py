@@ -11,7 +11,7 @@ import pytest
 import sdkit
 
 ROOT = Path(sdkit.__file__).parent
-GROUND = ("__main__", "door", "events", "files", "measure", "noise", "pictures", "progress")
+GROUND = ("__main__", "collecting", "door", "events", "files", "measure", "noise", "pictures", "progress")
 WINGS = (  # from the bottom up; each imports the files at the top and the wings before it
     "inputs",
     "tiny",

@@ -6,32 +6,45 @@ Read `generate` first; `shared` has what commands share.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
 
+_COMMANDS = {  # which file has the options of a command and does it, and what the list of commands says of it
+    "generate": ("generate", "generate pictures from words, or from a picture and words"),
+    "rerun": ("generate", "generate a picture that sdkit saved again"),
+    "inspect": ("latents", "what the autoencoder and the forward process make of a picture"),
+    "invert": ("latents", "find the noise that a picture came from, and go back, with other words too"),
+    "interpolate": ("latents", "a walk between two prompts, seeds or pictures, as GIF, WebP or MP4"),
+    "batch": ("batch", "many pictures: lists and grids of jobs, made once each, on one machine or a cluster"),
+    "profile": ("profile", "where the time and the memory of a run go on this machine"),
+    "app": ("live", "watch and steer runs on a page in the browser"),
+}
 
-def parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+
+def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """All commands, with the options of that which the arguments name alone, or, without arguments, of every one."""
     import argparse
 
-    import sdkit
-    from sdkit.cli import batch, generate, latents, live
-
     made = argparse.ArgumentParser(prog="sdkit", description="Stable Diffusion with the lid off.")
-    made.add_argument("--version", action="version", version=f"sdkit {sdkit.__version__}")
+    version = "" if arguments is not None and "--version" not in arguments else import_module("sdkit").__version__
+    made.add_argument("--version", action="version", version=f"sdkit {version}")
     made.set_defaults(do=lambda _: made.print_help())
     commands = made.add_subparsers(dest="command", metavar="command")
-    generate.add_to(commands)
-    latents.add_to(commands)
-    batch.add_to(commands)
-    live.add_to(commands)
+    named = next((text for text in arguments or () if not text.startswith("-")), None)
+    for name, (room, meaning) in _COMMANDS.items():
+        command = commands.add_parser(name, help=meaning)
+        if arguments is None or name == named:
+            getattr(import_module(f"sdkit.cli.{room}"), f"add_{name}")(command)
     return made
 
 
@@ -40,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change, said in one sentence, or 130 where it was interrupted."""
     # Read when torch is imported: threads of OpenMP that wait spin, and on a busy machine keep others from their work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # a process that ends need not be searched for circles of objects, which takes seconds
     try:
         try:
             with _ending_at_once():
@@ -57,8 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     import io
 
-    from sdkit.cli.shared import printable
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter gets its number, and no error
             stream.reconfigure(errors="backslashreplace")
@@ -66,7 +78,7 @@ def _run(arguments: Sequence[str]) -> int:
         for text in arguments:
             if text.encode(errors="replace").decode() != text:
                 raise ValueError(f"{text!r} is no valid text; write it, and name files, as this console does")
-        options = parser().parse_args(arguments)
+        options = parser(arguments).parse_args(arguments)
         return int(options.do(options) or 0)
     except BrokenPipeError:
         raise
@@ -74,6 +86,8 @@ def _run(arguments: Sequence[str]) -> int:
         known = ("out of memory", "Could not determine home")  # about others nobody could do anything
         if isinstance(error, RuntimeError) and not str(error).startswith(known):
             raise
+        from sdkit.cli.shared import printable
+
         print(printable(f"sdkit: error: {error or 'out of memory'}"), file=sys.stderr)
         return 2
 

@@ -7,22 +7,20 @@ import sys
 from functools import partial
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, check_model, load_model, own_warnings, printable, set_up_of
+from sdkit.cli.shared import add_model, check_model, load_model, own_warnings, printable, set_up_of
 from sdkit.inputs.checks import whole
 from sdkit.many.jobs import TOGETHER
 
 SHOWN = 5  # reasons of jobs that were set aside, which the manifest's neighbour has all
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the command line."""
-    batch = commands.add_parser(
-        "batch",
-        help="many pictures: lists and grids of jobs, made once each, on one machine or a cluster",
-        description="Make the pictures of a list of jobs. What is in the folder already is not made again: a run that "
-        "was stopped goes on when the command is given again. Returns 1 if jobs were set aside.",
-        epilog="example: sdkit batch prompts.txt out --grid guidance_scale=1,3,7 --grid scheduler=ddim,euler",
+def add_batch(batch: argparse.ArgumentParser) -> None:
+    """The options of `sdkit batch`."""
+    batch.description = (
+        "Make the pictures of a list of jobs. What is in the folder already is not made again: a run that "
+        "was stopped goes on when the command is given again. Returns 1 if jobs were set aside."
     )
+    batch.epilog = "example: sdkit batch prompts.txt out --grid guidance_scale=1,3,7 --grid scheduler=ddim,euler"
     add = batch.add_argument
     add("jobs", help="a list of jobs: .jsonl, .csv or .yaml with arguments by name, .txt with a prompt on each line")
     add("folder", help="where pictures and manifest.parquet go: a folder, or a URL that fsspec knows")

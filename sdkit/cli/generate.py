@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.cli.shared import (
-    Commands,
     add_arguments,
     add_model,
     busy,
@@ -46,15 +45,13 @@ GROUPS = {  # of the options, as --help has them
 }
 
 
-def add_to(commands: Commands) -> None:
-    """Add the commands to the command line."""
-    generate = commands.add_parser(
-        "generate",
-        help="generate pictures from words, or from a picture and words",
-        description="Generate pictures from words, or from a picture and words. Options are named as in diffusers.",
-        epilog='example: sdkit generate "a red star on a blue background" --seed 7 -o star.png',
-        argument_default=argparse.SUPPRESS,  # what is not given is left to the functions' own defaults
+def add_generate(generate: argparse.ArgumentParser) -> None:
+    """The options of `sdkit generate`."""
+    generate.description = (
+        "Generate pictures from words, or from a picture and words. Options are named as in diffusers."
     )
+    generate.epilog = 'example: sdkit generate "a red star on a blue background" --seed 7 -o star.png'
+    generate.argument_default = argparse.SUPPRESS  # what is not given is left to the functions' own defaults
     generate.add_argument("prompt", nargs="+", help="what to draw; several prompts make several pictures")
     add = generate.add_argument_group("files").add_argument
     add(
@@ -75,11 +72,11 @@ def add_to(commands: Commands) -> None:
             )
     add_model(generate)
     generate.set_defaults(do=_generate)
-    again = commands.add_parser(
-        "rerun",
-        help="generate a picture that sdkit saved again",
-        description="Generate a picture that sdkit saved again, and say what differs if anything does.",
-    )
+
+
+def add_rerun(again: argparse.ArgumentParser) -> None:
+    """The options of `sdkit rerun`."""
+    again.description = "Generate a picture that sdkit saved again, and say what differs if anything does."
     again.add_argument("png", metavar="picture", help="a PNG, JPEG or WebP that sdkit saved")
     again.add_argument(
         "-o", "--output", metavar="FILE", help="picture to write (default: again.png, or a name that is not taken)"
@@ -153,18 +150,22 @@ def _generate(options: argparse.Namespace) -> None:
 
     model = load_model(options)
 
-    from sdkit import AttentionMaps, Trace, contact_sheet, image_to_image, text_to_image
-    from sdkit.pictures import save_picture
+    from sdkit import image_to_image, text_to_image
+    from sdkit.pictures import contact_sheet, save_picture
 
     with own_warnings():
-        trace, maps = Trace(), AttentionMaps()
-        hooks: list[Any] = [trace, maps] if pages else []
+        hooks: list[Any] = []
+        if pages:
+            from sdkit import AttentionMaps, Trace
+
+            hooks = [Trace(), AttentionMaps()]
         make = image_to_image if "image" in pictures else text_to_image
         result = make(**asked, **pictures, model=model, scheduler=scheduler, hooks=hooks)
     result.save(output)
     for place in sheet:
         save_picture(contact_sheet(result.images), place)
     for index, page in enumerate(pages):
+        trace, maps = hooks
         trace.report(page, maps=maps, picture=index)
     _report(options, result, made, pages)
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdkit.cli.shared import Commands, add_model, busy, check_model, check_pictures, load_model, own_warnings
+from sdkit.cli.shared import add_model, busy, check_model, check_pictures, load_model, own_warnings
 from sdkit.inputs.arguments import Settings
 from sdkit.inputs.checks import number, pick, whole
 from sdkit.inputs.paths import FPS, PICTURES, apart, chosen, film_path, picture_paths, trace_path
@@ -15,16 +15,14 @@ from sdkit.inputs.paths import FPS, PICTURES, apart, chosen, film_path, picture_
 MORE = (".gif", ".bmp", ".tif", ".tiff", ".avif")  # endings of pictures that are read and not written
 
 
-def add_to(commands: Commands) -> None:
-    """Add the commands to the command line."""
-    inspect = commands.add_parser(
-        "inspect",
-        help="what the autoencoder and the forward process make of a picture",
-        description="Encode a picture and decode it, describe its latents, and noise it step by step. The page has the "
+def add_inspect(inspect: argparse.ArgumentParser) -> None:
+    """The options of `sdkit inspect`."""
+    inspect.description = (
+        "Encode a picture and decode it, describe its latents, and noise it step by step. The page has the "
         "picture, what came back, the difference and a preview without the decoder; then each noise level, decoded; "
-        "then the same levels on pixels.",
-        epilog="example: sdkit inspect photo.png -o page.png",
+        "then the same levels on pixels."
     )
+    inspect.epilog = "example: sdkit inspect photo.png -o page.png"
     add = inspect.add_argument
     add("picture", help="the picture to look into")
     add("-o", "--output", metavar="FILE", help="PNG to write (default: inspect.png, or a name that is not taken)")
@@ -35,13 +33,14 @@ def add_to(commands: Commands) -> None:
     add_model(inspect)
     inspect.set_defaults(do=_inspect)
 
-    invert = commands.add_parser(
-        "invert",
-        help="find the noise that a picture came from, and go back, with other words too",
-        description="Find the noise from which the model would draw a picture, and draw it from there again: the same "
-        "picture, or with --edit one that other words change part of the way.",
-        epilog='example: sdkit invert star.png "a red star" --edit "a blue star" -o blue.png',
+
+def add_invert(invert: argparse.ArgumentParser) -> None:
+    """The options of `sdkit invert`."""
+    invert.description = (
+        "Find the noise from which the model would draw a picture, and draw it from there again: the same "
+        "picture, or with --edit one that other words change part of the way."
     )
+    invert.epilog = 'example: sdkit invert star.png "a red star" --edit "a blue star" -o blue.png'
     add = invert.add_argument
     add("picture", help="the picture to invert")
     add("prompt", nargs="?", default="", help="what it shows (default: no words)")
@@ -54,14 +53,14 @@ def add_to(commands: Commands) -> None:
     add_model(invert)
     invert.set_defaults(do=_invert)
 
-    interpolate = commands.add_parser(
-        "interpolate",
-        help="a walk between two prompts, seeds or pictures, as GIF, WebP or MP4",
-        description="A walk between two prompts; between two seeds, with --prompt; or between two pictures, with "
-        "--pictures.",
-        epilog='example: sdkit interpolate "a red star" "a blue fish" --seed 7 -o walk.gif',
-        argument_default=argparse.SUPPRESS,  # what is not given is left to the function's own defaults
+
+def add_interpolate(interpolate: argparse.ArgumentParser) -> None:
+    """The options of `sdkit interpolate`."""
+    interpolate.description = (
+        "A walk between two prompts; between two seeds, with --prompt; or between two pictures, with --pictures."
     )
+    interpolate.epilog = 'example: sdkit interpolate "a red star" "a blue fish" --seed 7 -o walk.gif'
+    interpolate.argument_default = argparse.SUPPRESS  # what is not given is left to the function's own defaults
     add = interpolate.add_argument
     add("start", help="a prompt, a seed or a picture")
     add("end", help="another of the same kind")

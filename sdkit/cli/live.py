@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from sdkit.cli.shared import Commands
 from sdkit.inputs.paths import model_source
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the command line."""
-    app = commands.add_parser(
-        "app",
-        help="watch and steer runs on a page in the browser",
-        description="Serve a page on which runs are watched and steered as they form, and open it in the browser. It "
-        'needs the extra "app" and ends with Ctrl-C.',
+def add_app(app: argparse.ArgumentParser) -> None:
+    """The options of `sdkit app`."""
+    app.description = (
+        "Serve a page on which runs are watched and steered as they form, and open it in the browser. It "
+        'needs the extra "app" and ends with Ctrl-C.'
     )
     add = app.add_argument
     add("models", nargs="*", metavar="model", help="folders or files to choose from (default: the embedded model)")

@@ -17,7 +17,6 @@ from sdkit.inputs.arguments import DTYPES, Settings
 from sdkit.inputs.checks import number, pick
 from sdkit.inputs.paths import TINY, model_source
 
-Commands = Any  # the subparsers of argparse, whose class is private
 DEVICES = r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(:\d+)?"
 
 _KINDS = {"int": int, "float": float, "str": str, "Any": str}  # of a value, by the first word of its type in the table

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
-from itertools import chain
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdkit.collecting import paused
 from sdkit.inputs.arguments import DTYPES
 from sdkit.inputs.checks import pick
 from sdkit.inputs.paths import TINY, model_source
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sdkit.model.model import Model
 
 _LOADING = RLock()  # one model at a time: libraries change torch and their own logging while they load
+SMALL = 2**20  # bytes of a weight that is moved to an even address
+_VECTORS = re.compile(r"time_emb|add_emb|text_projection")  # layers that take one vector for each picture
 _MEANT = {  # which arguments say something about what is loaded, beside where to put it
     "the embedded model": (),
     "a pipeline": (),
@@ -35,6 +38,7 @@ _MEANT = {  # which arguments say something about what is loaded, beside where t
 }
 
 
+@paused()
 def load(
     model: str | Path | DiffusionPipeline | Model | None = None,
     *,
@@ -111,7 +115,7 @@ def load(
             folder = source or _fetched(str(model), fetching, variant=variant, use_safetensors=not allow_pickle or None)
         with _quiet():
             pipeline = _from_folder(folder, kind, variant=variant, allow_pickle=allow_pickle)
-    return _model(_aligned(_supported(pipeline, str(model)).to(place)), str(model))
+    return _model(_moved(_supported(pipeline, str(model)), place), str(model))
 
 
 def _check_meant(what: str, given: Mapping[str, Any]) -> None:
@@ -122,17 +126,20 @@ def _check_meant(what: str, given: Mapping[str, Any]) -> None:
         raise ValueError(f"{' and '.join(lost)} would mean nothing for {what}{takes}; leave {' and '.join(lost)} out")
 
 
-def _aligned(pipeline: Any) -> Any:
-    """The pipeline, its weights where torch's allocator puts them.
+def _moved(pipeline: Any, device: torch.device) -> Any:
+    """The pipeline on a device; on a CPU, where it is already, some of its weights where torch's allocator puts them.
 
-    Straight from a file they lie at whatever address the file has them at, and on a CPU products of matrices round by
-    that: the same weights from a folder and from one file would draw two pictures.
+    Straight from a file they lie at whatever address the file has them at, and on a CPU the product of a single vector
+    with a matrix rounds by that, and of small matrices too: the same weights from a folder and from one file would draw
+    two pictures. Large ones stay in the file's own pages, which costs neither time nor memory, unless they take a
+    vector for each picture, as embeddings of time, sizes and whole texts do.
     """
+    if device.type != "cpu":
+        return pipeline.to(device)
     for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            for weight in chain(part.parameters(), part.buffers()):
-                if weight.device.type == "cpu" and weight.data_ptr() % 64:
-                    weight.data = weight.data.clone()
+        for name, weight in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if weight.data_ptr() % 64 and (weight.nbytes < SMALL or _VECTORS.search(name)):
+                weight.data = weight.data.clone()
     return pipeline
 
 
@@ -156,7 +163,7 @@ def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
 
     with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
         pipeline = _from_folder(folder, dtype)
-    return Model(_aligned(pipeline.to(device)), name=TINY, num_inference_steps=20, guidance_scale=3.0)
+    return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=3.0)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None, allow_pickle: bool = False) -> Any:

@@ -13,6 +13,8 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
 
 from sdkit.inputs.checks import pick
 from sdkit.model.allowed import is_a
@@ -123,6 +125,8 @@ def _weights(place: Path, kind: Any, dtype: torch.dtype, variant: str | None, al
             "safetensors, or pass allow_pickle=True if you trust them"
         )
     with one_sentence(place, f"the weights of {kind.__name__}"):
+        if part := _assigned(place, kind, dtype, variant):
+            return part
         part, told = kind.from_pretrained(
             str(place),
             dtype=dtype,
@@ -139,6 +143,37 @@ def _weights(place: Path, kind: Any, dtype: torch.dtype, variant: str | None, al
     }
     check_weights(place, kind.__name__, faults)
     return part
+
+
+def _assigned(place: Path, kind: Any, dtype: torch.dtype, variant: str | None) -> Any:
+    """The part, if one file holds just the weights of its class under their own names, put where they belong as they
+    lie in the file. Otherwise None: the libraries know older names, shards and quantized weights, and try them all,
+    which takes twice as long."""
+    of_transformers = hasattr(kind, "config_class")
+    file = place / ("model.safetensors" if of_transformers else "diffusion_pytorch_model.safetensors")
+    if variant and (other := file.with_suffix(f".{variant}.safetensors")).is_file():
+        file = other
+    if not file.is_file() or kind._keep_in_fp32_modules:
+        return None
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), init_empty_weights():
+        config = kind.config_class.from_pretrained(str(place)) if of_transformers else kind.load_config(str(place))
+        part = kind(config) if of_transformers else kind.from_config(config)
+    needed, held = part.state_dict(), load_file(file)
+    prefix = "" if "text_model" in dict(part.named_children()) else "text_model."  # transformers 5.6 took a level away
+    found = {name.removeprefix(prefix): weight for name, weight in held.items()}
+    found.pop("embeddings.position_ids", None)  # which older files have, and the class makes
+    if {name: weight.shape for name, weight in found.items()} != {name: one.shape for name, one in needed.items()}:
+        return None
+    part.load_state_dict(
+        {name: one.to(dtype) if one.is_floating_point() else one for name, one in found.items()}, assign=True
+    )
+    if of_transformers:
+        part.config.dtype = dtype
+    else:
+        part.register_to_config(_name_or_path=str(place))
+    return part.eval()
 
 
 def check_weights(place: object, kind: str, faults: Mapping[str, Collection[str]]) -> None:

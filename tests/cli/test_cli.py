@@ -501,3 +501,23 @@ def test_threads_that_wait_leave_a_busy_machine_to_others_unless_the_user_wants_
     monkeypatch.delenv("OMP_WAIT_POLICY") if chosen is None else monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
     main([])
     assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"),
+    [(["--help"], set()), (["generate", "--help"], {"dataclasses", "sdkit.cli.generate"})],
+)
+def test_help_imports_what_it_shows_and_no_more(arguments, imported):
+    code = (
+        "import sys; from sdkit.cli import parser\n"
+        f"parser({arguments!r}).format_help()\n"
+        "print({'dataclasses', 'sdkit.cli.generate', 'sdkit.many.jobs', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert eval(done.stdout) == imported
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"sdkit {sdkit.__version__}\n"

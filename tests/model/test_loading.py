@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_pipeline
+from safetensors.torch import load_file, save_file
 
 import sdkit
 from sdkit.model import loading
@@ -152,3 +153,67 @@ def test_a_damaged_folder_is_not_mistaken_for_the_hub(sd1, tmp_path):
 def test_a_pipeline_is_not_moved_behind_its_owners_back(sd1):
     with pytest.raises(ValueError, match=r"pipeline.to\(...\)"):
         sdkit.load(sd1, dtype="float16")
+
+
+def without_name(config):
+    return {
+        name: value for name, value in dict(config).items() if name not in ("_name_or_path", "transformers_version")
+    }
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_parts_are_those_that_diffusers_would_have_loaded(pipelines, family, dtype, tmp_path):
+    pipelines[family].save_pretrained(tmp_path)
+    theirs = type(pipelines[family]).from_pretrained(tmp_path, dtype=dtype)
+    ours = sdkit.load(tmp_path, device="cpu", dtype=dtype).pipeline
+    for name, part in theirs.components.items():
+        if isinstance(part, torch.nn.Module):
+            other = ours.components[name]
+            assert type(other) is type(part)
+            assert not other.training
+            known = part.config.to_dict() if hasattr(part.config, "to_dict") else part.config
+            assert without_name(getattr(other.config, "to_dict", lambda: other.config)()) == without_name(known)  # noqa: B023
+            for (key, weight), (same, read) in zip(tensors(part), tensors(other), strict=True):
+                assert (key, weight.dtype, weight.requires_grad) == (same, read.dtype, read.requires_grad)
+                assert torch.equal(weight, read), key
+
+
+def tensors(part):
+    return [*part.named_parameters(), *part.named_buffers()]
+
+
+def test_weights_under_older_names_are_still_read(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights["embeddings.position_ids"] = torch.arange(32)[None]  # as older files have it
+    save_file({f"text_model.{name.removeprefix('text_model.')}": one for name, one in weights.items()}, file)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(file)
+    for name in list(weights):
+        if "mid_block.attentions" in name:
+            layer, _, end = name.rpartition(".")
+            for new, before in old.items():
+                layer = layer.removesuffix(new) + before if layer.endswith(f".{new}") else layer
+            weights[f"{layer}.{end}"] = weights.pop(name)
+    assert any("proj_attn" in name for name in weights)
+    save_file(weights, file)
+    assert sdkit.load(tmp_path, device="cpu").fingerprint() == sdkit.load(sd1).fingerprint()
+
+
+def test_large_weights_stay_in_the_pages_of_their_file_and_others_lie_at_even_addresses(tmp_path, sd1, monkeypatch):
+    sd1.save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(file).items()}
+    for letters in range(64):  # until the header ends so that the weights begin at an odd address
+        save_file(weights, file, {"of": "x" * letters})
+        if int.from_bytes(file.read_bytes()[:8], "little") % 64 == 0:
+            break
+    monkeypatch.setattr(loading, "SMALL", 4096)
+    unet = sdkit.load(tmp_path, device="cpu").unet
+    odd = {name for name, weight in unet.named_parameters() if weight.data_ptr() % 64}
+    assert odd
+    assert all(unet.get_parameter(name).nbytes >= 4096 for name in odd)
+    assert not [name for name in odd if "time_emb" in name]
