@@ -3,7 +3,7 @@
 Stable Diffusion's autoencoder learned to restore pictures, under a small pull of its latents towards N(0, 1), with a
 discriminator that asks of every patch whether it is real (Rombach et al. 2022, arXiv:2112.10752; Esser et al. 2021,
 arXiv:2012.09841). Here each of the three is added in turn and measured. The discriminator comes last, to a decoder that
-can already restore; beside it stands the same decoder, trained on for as long without it.
+can already restore, that of the embedded model; beside it stands the same decoder, trained on for as long without it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sdkit import load
 from sdkit.tiny import anatomy, train
 from sdkit.tiny.discriminator import sharpness
 from sdkit.tiny.fitting import Recipe
@@ -49,7 +50,7 @@ def fit(vae: AutoencoderKL, pictures: Tensor, steps: int, *, prior: bool) -> Aut
 
 
 def on(vae: AutoencoderKL, pictures: Tensor, recipe: Recipe, share: float) -> AutoencoderKL:
-    """A copy of it whose decoder was trained on, with the discriminator's `share` of the loss."""
+    """A copy of it whose decoder was trained on, the discriminator pulling with `share`."""
     vae = copy.deepcopy(vae)
     with TemporaryDirectory() as folder:
         train.sharpen_decoder(vae, pictures, recipe, Path(folder), Accelerator(cpu=True), dict, share)
@@ -57,14 +58,15 @@ def on(vae: AutoencoderKL, pictures: Tensor, recipe: Recipe, share: float) -> Au
 
 
 def variants(steps: int, pictures: Tensor, recipe: Recipe) -> Iterator[tuple[str, AutoencoderKL]]:
-    """The first two from the same start; the last two go on from the second, with `recipe`."""
+    """The first two from the same start, with so many steps; then the embedded one, as it is and trained on."""
     torch.manual_seed(train.SEED)
     start = anatomy.autoencoder()
-    yield "reconstruction alone", fit(copy.deepcopy(start), pictures, steps, prior=False)
-    vae = fit(start, pictures, steps, prior=True)
-    yield "with the prior", vae
-    yield f"its decoder {recipe.steps:,} steps on", on(vae, pictures, recipe, 0.0)
-    yield "the same, with the discriminator", on(vae, pictures, recipe, train.ADVERSARIAL)
+    yield f"reconstruction alone, {steps:,} steps", fit(copy.deepcopy(start), pictures, steps, prior=False)
+    yield f"with the prior, {steps:,} steps", fit(start, pictures, steps, prior=True)
+    vae = load(device="cpu").vae
+    yield "the embedded one", vae
+    yield f"its decoder, {recipe.steps:,} steps on", on(vae, pictures, recipe, 0.0)
+    yield f"its decoder, {recipe.steps:,} steps on with the discriminator", on(vae, pictures, recipe, train.ADVERSARIAL)
 
 
 @torch.no_grad()
@@ -97,7 +99,7 @@ def main() -> None:
     for name, vae in variants(steps, pictures, train.PRESETS["hours"].sharp):
         figures = measure(vae.eval(), unseen)
         if not rows:
-            rows = [f"| {steps:,} steps | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+            rows = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
         rows.append(f"| {name} | {' | '.join(f'{value:.3g}' for value in figures.values())} |")
         print("\n".join(rows), flush=True)
     readme = README.read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ PRESETS = {
         scene=scene,
         crops=Recipe(steps=2600, batch=8, learning_rate=1.5e-3),
         whole=Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20),
-        sharp=Recipe(steps=600, batch=2, learning_rate=5e-5, ema=0.98, decay=0.5, warmup=20),
+        sharp=Recipe(steps=180, batch=2, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20),
         text=Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50),
         denoiser=Recipe(steps=18_000, batch=24, learning_rate=7e-4, ema=0.9993, decay=0.45),
         every=1000,
@@ -102,7 +102,7 @@ PRESETS = {
         scene=large_scene,
         crops=Recipe(steps=300, batch=8, learning_rate=1.5e-3, warmup=20),
         whole=Recipe(steps=200, batch=8, learning_rate=1e-3, decay=1.0, warmup=20),
-        sharp=Recipe(steps=150, batch=4, learning_rate=5e-5, ema=0.98, decay=0.5, warmup=20),
+        sharp=Recipe(steps=120, batch=4, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20),
         text=Recipe(steps=150, batch=64, learning_rate=1e-3, warmup=20),
         denoiser=Recipe(steps=2_400, batch=16, learning_rate=1e-3, warmup=100, decay=0.5),
         every=300,
@@ -188,7 +188,7 @@ def sharpen_decoder(
 ) -> None:
     """Train the decoder on, in place, on whole `pictures` (n, 3, side, side) uint8 whose latents stay as they are.
 
-    The discriminator learns alone for the first fifth of the steps. After that, at the decoder's last layer, it pulls
+    The discriminator learns alone for the first third of the steps. After that, at the decoder's last layer, it pulls
     with `share` of the strength of the absolute error; 0 is without it.
     """
     pupil = nn.ModuleDict({"decoder": vae.decoder, "entrance": vae.post_quant_conv})
@@ -200,7 +200,7 @@ def sharpen_decoder(
         x = crops(pictures, step, recipe.batch, pictures.shape[-1]).to(accelerator.device)  # (B, 3, side, side)
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mean
-        if share and step < recipe.steps // 5:
+        if share and step < recipe.steps // 3:
             with torch.no_grad():
                 restored = vae.decode(z).sample
             return discriminator.telling_loss(critic, x, restored)
@@ -213,7 +213,7 @@ def sharpen_decoder(
         return error + weight * fooling + discriminator.telling_loss(critic, x, restored)
 
     # The discriminator has to stay ahead: what it says while it knows no more than chance is noise.
-    fit("decoder", pupil, loss_of, recipe, out, accelerator, validate, every=100, rates={"critic": 20.0})
+    fit("decoder", pupil, loss_of, recipe, out, accelerator, validate, every=60, rates={"critic": 20.0})
 
 
 def crops(pictures: Tensor, step: int, batch: int, side: int) -> Tensor:
