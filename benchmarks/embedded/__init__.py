@@ -1,1 +1,1 @@
-"""For those who train the embedded model: its judge, and a comparison of three autoencoders."""
+"""For those who train the embedded model: its judge, and a comparison of autoencoders."""
