@@ -151,9 +151,7 @@ def made_on_ray(
 
     left, fruitless = list(groups), 0
     with _connected(address):
-        models = shipped(load, left)  # held until all is done
-        # As bytes, since Ray takes objects that workers are made with for lost with them, and says so.
-        load = partial(arrived, load, ray.cloudpickle.dumps(models))
+        load = partial(arrived, load, shipped(load, left))
         while left:
             before, failure, gone = len(left), None, set[str]()
             try:
@@ -203,11 +201,10 @@ def shipped(load: Load, groups: Sequence[list[Job]]) -> dict[str | None, Any]:
     return models
 
 
-def arrived(load: Load, shipped: bytes, named: str | None) -> Model:
-    """One of the models that were shipped, on a worker, where it is to work."""
+def arrived(load: Load, models: dict[str | None, Any], named: str | None) -> Model:
+    """One of these models, on a worker, where it is to work."""
     import ray
 
-    models = pickle.loads(shipped)
     if named not in models:
         return load(named)
     model: Model = ray.get(models[named])
