@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods_guidance import worse_than
+from benchmarks.claims import worse_than
 from sdkit import Trace, hooks, load, text_to_image
 from sdkit.events import Hook
 
