@@ -44,6 +44,7 @@ KEPT = Path("runs") / "claims.jsonl"
 PART = 8  # captions that are drawn at once
 STEPS = 10  # which the model needs little more of, and which halve the time
 KIND, BOTH, PAIR, BACKGROUND = [0], [0, 3], [0, 1, 3, 4, 8], [6]  # answers of `grammar.answers` that must be right
+TOLD = {"colour": 1, "background": 6, "place": 7}  # of those answers, what a probe is to tell
 Box = tuple[float, float, float, float]
 Figures = dict[str, list[float]]  # of each caption of a part, by what was measured
 Ask = Callable[["Lab", Any, int], Figures]
@@ -71,6 +72,20 @@ class Lab:
     @cached_property
     def worse(self) -> Model:
         return worse_than(self.model)
+
+    @cached_property
+    def probes(self) -> dict[str, dict[str, dict[int, Tensor]]]:
+        """By layer, probes of what the finished pictures of 160 other captions had."""
+        traces, read = [], []
+        for part in range(1000, 1020):
+            traces.append(sdkit.Trace(["block"]))
+            read.append(self.eye.read(self.draw(singles(part), part, traces[-1]).images))
+        found = torch.cat(read)  # (160, 9)
+        layers = ("mid_block", "up_blocks.1")
+        return {
+            layer: {what: hooks.fit_probe(traces, found[:, answer], layer) for what, answer in TOLD.items()}
+            for layer in layers
+        }
 
 
 def asks(**arms: Any) -> Callable[[Ask], Ask]:
@@ -148,16 +163,16 @@ def middle_off(image: Image.Image, x: float, y: float) -> float:
 # One claim each, those first that are known by their numbers
 
 
-@asks(without=None, quick={}, to_its_thresholds={0: 0.05, 2: 0.5, 4: 0.8})
-def attend_and_excite(lab: Lab, thresholds: dict[int, float] | None, part: int) -> Figures:
+@asks(without=0.0, with_it=20.0)
+def attend_and_excite(lab: Lab, scale: float, part: int) -> Figures:
     """Both things are there, at guidance 1.5."""
     scenes = pairs(part)
-    hook = [] if thresholds is None else [hooks.attend_and_excite(*kinds_of(scenes), thresholds=thresholds)]
-    images = lab.draw(scenes, part, *hook, guidance_scale=1.5).images
+    hook = hooks.attend_and_excite(*kinds_of(scenes), scale=scale, thresholds={})
+    images = lab.draw(scenes, part, hook, guidance_scale=1.5).images
     return {"both kinds": lab.right(images, scenes, BOTH), "all right": lab.right(images, scenes, PAIR)}
 
 
-@asks(without=None, at_its_defaults={}, ten_times_stronger={"scale": 300.0})
+@asks(without=None, scale_300={"scale": 300.0})
 def layout(lab: Lab, given: dict[str, Any] | None, part: int) -> Figures:
     """The thing lies in the box of a drawing, of which no word speaks."""
     scenes = singles(part)
@@ -167,21 +182,18 @@ def layout(lab: Lab, given: dict[str, Any] | None, part: int) -> Figures:
     return {"IoU of boxes": found, "kind right": lab.right(images, scenes, KIND)}
 
 
-@asks(blending="blend", RePaint="repaint", DPS_and_blending=1.0, DPS_of_scale_3_and_blending=3.0)
-def inpainting(lab: Lab, how: str | float, part: int) -> Figures:
-    """The lower half of a thing is painted again under the drawing's own words: PSNR in the hole."""
+@asks(blending=0.0, DPS_and_blending=1.0)
+def inpainting(lab: Lab, scale: float, part: int) -> Figures:
+    """The lower half of a thing is painted again under the drawing's own words, in 20 steps: PSNR in the hole."""
     true = drawings(part)
     mask = torch.zeros(PART, 1, SIZE // 8, SIZE // 8)
     for one, hole in zip(true, mask[:, 0], strict=True):
         left, top, right, bottom = (round(8 * 16 * side) / 8 for side in box_of(one.masks[0] > 0.5))
         hole[int((top + bottom) / 2) : int(bottom) + 1, int(left) : int(right) + 1] = 1
     latents = sdkit.encode([one.image for one in true], model=lab.model).mean
-    blend = hooks.blend(mask, latents)
-    if isinstance(how, float):
-        chosen = [hooks.dps(lambda x0: x0 * (1 - mask), latents * (1 - mask), how), blend]
-    else:
-        chosen = [blend if how == "blend" else hooks.repaint(mask, latents, seed=part, jump=2, times=3)]
-    made = lab.draw([one.scene for one in true], part, *chosen)
+    dps = hooks.dps(lambda x0: x0 * (1 - mask), latents * (1 - mask), scale)
+    chosen = [dps, hooks.blend(mask, latents)]
+    made = lab.draw([one.scene for one in true], part, *chosen, num_inference_steps=2 * STEPS)
     x, y = (torch.cat([to_pixels(one) for one in many]) for many in ([one.image for one in true], made.images))
     hole = F.interpolate(mask, (SIZE, SIZE)).expand_as(x)
     error = ((x - y).square() * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
@@ -392,6 +404,23 @@ def null_text(lab: Lab, steps: int, part: int) -> Figures:
     return {"PSNR, dB": psnr(to_pixels(one.image), to_pixels(made.image))}
 
 
+@asks(middle_block="mid_block", last_up_block_but_one="up_blocks.1")
+def linear_probe(lab: Lab, layer: str, part: int) -> Figures:
+    """A linear probe of a block, fitted to 160 other pictures, tells what the finished picture will have of which no
+    word speaks, at steps 0, 2, 5 and 9 of 10."""
+    told: dict[str, Tensor] = {}
+    readers = [
+        hooks.probe(
+            {step: weights[step] for step in (0, 2, 5, 9)},
+            lambda step, scores, what=what: told.update({f"{what} at step {step}": scores.argmax(1)}),  # type: ignore[misc]
+            layer,
+        )
+        for what, weights in lab.probes[layer].items()
+    ]
+    truth = lab.eye.read(lab.draw(singles(part), part, *readers).images)
+    return {what: (found == truth[:, TOLD[what.split()[0]]]).float().tolist() for what, found in told.items()}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts, and the table of what they gave
 
@@ -437,7 +466,7 @@ def table(kept: Path) -> str:
     for name, (arms, ask) in CLAIMS.items():
         for arm in arms:
             if found := gathered.get((name, arm)):
-                says = " ".join((ask.__doc__ or "").split()) if arm == next(iter(arms)) else ""
+                says = f"`{name}`: {' '.join((ask.__doc__ or '').split())}" if arm == next(iter(arms)) else ""
                 figures = ", ".join(f"{what} {told(values)}" for what, values in found.items())
                 rows.append(f"| {says} | {arm} | {figures} | {max(map(len, found.values()))} |")
     return "\n".join(rows)

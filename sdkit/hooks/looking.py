@@ -156,13 +156,14 @@ def probe(weights: Mapping[int, Tensor], show: Callable[[int, Tensor], Any], lay
         show: called with each step and the scores (B, classes); the largest is what is read.
 
     Example:
-        >>> read = {}
+        >>> recorded, run, read = sdkit.Trace(["block"]), {"num_inference_steps": 4}, {}
+        >>> result = sdkit.text_to_image(["a star on the left", "a star on the right"], seed=1, hooks=[recorded], **run)
+        >>> weights = sdkit.hooks.fit_probe([recorded], torch.tensor([0, 1]))
         >>> def show(step, scores):
         ...     read[step] = scores.argmax(1).tolist()
         >>> reader = sdkit.hooks.probe(weights, show)
-        >>> result = sdkit.text_to_image("a star on the left", seed=9, num_inference_steps=4, hooks=[reader])
+        >>> result = sdkit.text_to_image("a fish on the left", seed=9, hooks=[reader], **run)
     """
-
     instance("weights", weights, Mapping)
 
     @on(Stage.BLOCK, layer=layer)
