@@ -1,4 +1,5 @@
-"""The gallery of methods as a table: `python -m benchmarks.methods`, which also writes it into docs/methods.md.
+"""The gallery of methods as a table: `python -m benchmarks.methods`, which also writes it into docs/methods.md;
+with names, the rows of these alone.
 
 For each ready-made hook that is a published method: its paper, its lines, how far it moves the latents of the embedded
 model, and what it costs, in processor seconds of a picture with and without it, in rounds whose order is drawn by lot.
@@ -6,6 +7,7 @@ model, and what it costs, in processor seconds of a picture with and without it,
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import random
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods_guidance import worse_than
+from benchmarks.claims import worse_than
 from sdkit import Trace, hooks, load, text_to_image
 from sdkit.events import Hook
 
@@ -74,7 +76,21 @@ def known() -> dict[str, Callable[[], list[Hook]]]:
         "restart": lambda: [hooks.restart(3, 6, seed=1)],
         "multidiffusion": lambda: [hooks.multidiffusion(12, 4)],
         "edit_friendly": lambda: [hooks.edit_friendly(latents, [], seed=1)],
+        "ledits": lambda: [hooks.ledits("a green background")],
+        "preview_halves": lambda: [hooks.preview_halves(lambda *_: None)],
+        "attention_entropy": lambda: [hooks.attention_entropy(lambda *_: None)],
+        "sparse_autoencoder": lambda: [hooks.sparse_autoencoder(Halves(), lambda features: 2 * features)],
     }
+
+
+class Halves:
+    """An autoencoder of half of the channels."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x[..., ::2]
+
+    def decode(self, features: Tensor) -> Tensor:
+        return features.repeat_interleave(2, dim=-1) / 2
 
 
 def lines_of(name: str) -> int:
@@ -98,9 +114,9 @@ def seconds(make: Callable[[], list[Hook]], prompts: list[str]) -> tuple[float, 
     return time.process_time() - began, latents
 
 
-def table() -> str:
-    """A row for each method."""
-    methods = known()
+def rows(chosen: list[str]) -> dict[str, str]:
+    """A row for each of some methods, or of all."""
+    methods = {name: make for name, make in known().items() if not chosen or name in chosen}
     together = {"masactrl", "style_aligned"}
     times: dict[str, list[float]] = {name: [] for name in methods}
     moved: dict[str, float] = {}
@@ -113,21 +129,26 @@ def table() -> str:
             times[name].append(found["method"][0] / found["plain"][0])
             plain = found["plain"][1]
             moved[name] = float((found["method"][1] - plain).norm() / plain.norm())
-    rows = ["| hook | paper | lines | latents moved by | time of a picture |", "|---|---|---|---|---|"]
-    rows += [
-        f"| `{name}` | {papers_of(name)} | {lines_of(name)} | {moved[name]:.0%} | {statistics.median(ratios):.2f}x |"
-        for name, ratios in times.items()
-    ]
-    return "\n".join(rows)
+    cost = {name: statistics.median(ratios) for name, ratios in times.items()}
+    return {
+        name: f"| `{name}` | {papers_of(name)} | {lines_of(name)} | {moved[name]:.0%} | {cost[name]:.2f}x |"
+        for name in methods
+    }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("methods", nargs="*", help="whose rows are made anew; by default all")
     torch.set_num_threads(1)
-    made = table()
-    print(made)
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BETWEEN[0])
-    PAGE.write_text(f"{before}{BETWEEN[0]}\n{made}\n{BETWEEN[1]}{rest.split(BETWEEN[1])[1]}", encoding="utf-8")
+    inside, after = rest.split(BETWEEN[1])
+    kept = {found[1]: found[0] for found in re.finditer(r"^\| `(\w+)` .*$", inside, re.MULTILINE)}
+    kept |= rows(parser.parse_args().methods)
+    head = ["| hook | paper | lines | latents moved by | time of a picture |", "|---|---|---|---|---|"]
+    made = "\n".join([*head, *kept.values()])
+    print(made)
+    PAGE.write_text(f"{before}{BETWEEN[0]}\n{made}\n{BETWEEN[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
 
-def test_the_course_has_six_notebooks_in_order():
-    assert [path.name[0] for path in NOTEBOOKS] == list("123456")
+def test_the_course_has_seven_notebooks_in_order():
+    assert [path.name[0] for path in NOTEBOOKS] == list("1234567")
 
 
 class Results(DisplayHook):

@@ -7,7 +7,7 @@ is the simplest, then `perturbed` and `concepts`; `trajectories`, `gradients`, `
 
 from sdkit.hooks.attention import keep_layout, keep_self_attention, local_blend, paint_with_words, reweight
 from sdkit.hooks.callbacks import from_diffusers
-from sdkit.hooks.concepts import compose, sega
+from sdkit.hooks.concepts import compose, ledits, sega
 from sdkit.hooks.features import ablate, deep_cache, free_u, h_space, t_gate
 from sdkit.hooks.gradients import dps, freedom, steer
 from sdkit.hooks.guidance import (
@@ -20,7 +20,7 @@ from sdkit.hooks.guidance import (
     guidance_interval,
 )
 from sdkit.hooks.inversions import edit_friendly, null_text
-from sdkit.hooks.looking import preview
+from sdkit.hooks.looking import attention_entropy, fit_probe, preview, preview_halves, probe, sparse_autoencoder
 from sdkit.hooks.perturbed import autoguidance, pag, sag, seg
 from sdkit.hooks.placing import attend_and_excite, layout, self_guidance
 from sdkit.hooks.sharing import masactrl, plug_and_play, style_aligned
@@ -31,6 +31,7 @@ __all__ = [
     "ablate",
     "apg",
     "attend_and_excite",
+    "attention_entropy",
     "autoguidance",
     "blend",
     "cads",
@@ -41,6 +42,7 @@ __all__ = [
     "dps",
     "dynamic_threshold",
     "edit_friendly",
+    "fit_probe",
     "free_u",
     "freedom",
     "from_diffusers",
@@ -52,6 +54,7 @@ __all__ = [
     "keep_layout",
     "keep_self_attention",
     "layout",
+    "ledits",
     "local_blend",
     "masactrl",
     "mix_words",
@@ -61,6 +64,8 @@ __all__ = [
     "paint_with_words",
     "plug_and_play",
     "preview",
+    "preview_halves",
+    "probe",
     "repaint",
     "restart",
     "reweight",
@@ -68,6 +73,7 @@ __all__ = [
     "seg",
     "sega",
     "self_guidance",
+    "sparse_autoencoder",
     "steer",
     "stop_after",
     "style_aligned",

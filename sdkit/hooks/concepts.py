@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sdkit.events import Event, Hook, Stage, on
 from sdkit.hooks.guidance import halves
+from sdkit.hooks.perturbed import smooth
 from sdkit.inputs.checks import typed
+from sdkit.unet.attention import grid
 
 
 @typed()
@@ -84,6 +87,72 @@ def sega(
                 event.value = event.value + edit
 
     return sega
+
+
+@typed(threshold=(0, 1), warmup=(0, math.inf))
+def ledits(*prompts: str, scale: float = 5.0, threshold: float = 0.9, warmup: int = 0) -> Hook:
+    """LEDITS++: along concepts, only where the concept is looked at and changes the prediction most (Brack et al. 2023,
+    arXiv:2311.16711, section 3), beside `edit_friendly` with the noises of a picture, which keep the rest of it.
+
+    The inversion is that of `edit_friendly` on ddim, as diffusers' pipeline has it with a `DDIMScheduler`.
+
+    Args:
+        scale: s_e; negative leads away from the concepts.
+        threshold: lambda: the share of the picture that is left alone.
+        warmup: the steps before it begins.
+
+    Raises:
+        ValueError: the run has no guidance.
+
+    Example:
+        >>> noises, run = [], {"seed": 7, "scheduler": "ddim"}
+        >>> back = sdkit.hooks.edit_friendly(sdkit.encode(picture).mean, noises, seed=7)
+        >>> same = sdkit.text_to_image("", hooks=[back], **run)
+        >>> edited = sdkit.text_to_image("", hooks=[back, sdkit.hooks.ledits("a green star", threshold=0.7)], **run)
+    """
+
+    @on(Stage.CONTEXT, Stage.ATTENTION, Stage.GUIDED)
+    def ledits(event: Event) -> None:
+        if not scale:
+            return
+        run = event.run
+        maps = run.keep((ledits, "maps"), dict[int, list[Tensor]])  # of this step, by their number of places
+        if event.stage is Stage.CONTEXT:
+            _hear_too(event, ledits, prompts)
+            maps.clear()
+        elif event.stage is Stage.ATTENTION:
+            if not str(event.layer).startswith("mid_block"):
+                maps.setdefault(event.value.shape[2], []).append(event.value)  # (R, heads, h*w, L)
+        elif (event.step or 0) >= warmup:
+            uncond, _ = halves(run, run.seen[Stage.NOISE])
+            looked_at = _looked_at(event, ledits, maps, prompts)
+            for concept, heat in zip(_heard(event, ledits), looked_at, strict=True):
+                psi = scale * (concept - uncond)
+                mask = F.interpolate(_most(smooth(heat, 3, 0.5**0.5), threshold), psi.shape[2:])
+                if event.t is not None and event.t <= 800:  # before that the prediction tells no place
+                    mask = mask * _most(psi.abs().sum(1, keepdim=True), threshold)
+                event.value = event.value + mask * psi
+
+    return ledits
+
+
+def _most(values: Tensor, threshold: float) -> Tensor:
+    """1 where values (B, 1, h, w) are at least that quantile of their picture, and 0 elsewhere."""
+    return (values >= torch.quantile(values.flatten(1).float(), threshold, dim=1).view(-1, 1, 1, 1)).to(values)
+
+
+def _looked_at(event: Event, hook: Hook, maps: dict[int, list[Tensor]], prompts: Sequence[str]) -> Sequence[Tensor]:
+    """The attention (B, 1, h, w) that the words of each concept get, the mean over heads and layers of a quarter of the
+    latents' side, or the nearest that there is."""
+    run = event.run
+    (pictures, _, h, w), first = run.shape, run.keep(hook, dict)["row"]
+    nearest = min(maps, key=lambda places: abs(math.log(16 * places / (h * w))))
+    heads = torch.split(torch.cat(maps[nearest], dim=1).mean(1)[first:], pictures)  # (B, h*w, L) of each concept
+    counts = [len(run.model.tokenizer(one, add_special_tokens=False).input_ids) for one in prompts]
+    return [
+        one[..., 1 : 1 + count].sum(-1).view(pictures, 1, *grid(nearest, h, w))
+        for one, count in zip(heads, counts, strict=False)  # rows of other hooks may follow
+    ]
 
 
 def _strongest(psi: Tensor, threshold: float) -> Tensor:
