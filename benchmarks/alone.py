@@ -50,7 +50,7 @@ def run(side: str, folder: str, pixels: str, steps: str, options: str = "{}") ->
     """Make a picture, after one step to warm up.
 
     Args:
-        options: as JSON: "channels_last", and "latents", a file to write them to.
+        options: as JSON: "channels_last", and "made", a file for what was made.
     """
     import torch
 
@@ -81,8 +81,8 @@ def run(side: str, folder: str, pixels: str, steps: str, options: str = "{}") ->
     began, worked = time.perf_counter(), time.process_time()
     made = draw(int(steps))
     taken = {"wall": time.perf_counter() - began, "processor": time.process_time() - worked}
-    if "latents" in asked:
-        torch.save(made.latents, asked["latents"])
+    if "made" in asked:
+        torch.save({"picture": made.images[0].tobytes(), "latents": getattr(made, "latents", None)}, asked["made"])
     return {**taken, "peak": peak()}
 
 

@@ -58,6 +58,9 @@ class Profile(Shown):
     def figure(self, *, dark: bool = False) -> Any:
         """The table as a figure of matplotlib, for which the extra "plots" is needed.
 
+        Returns:
+            Bars of the seconds of each stage, and of the memory by which the peak rose in it.
+
         Example:
             >>> sdkit.profile("a red star", seed=7).figure().savefig("profile.png")
         """
