@@ -67,7 +67,8 @@ def fooling_loss(discriminator: Discriminator, x: Tensor, restored: Tensor) -> T
 def balance(restoring: Tensor, fooling: Tensor, last: Tensor) -> Tensor:
     """The weight at which the second loss pulls as strongly as the first at the decoder's last layer (equation 7)."""
     one, other = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (restoring, fooling))
-    return one / (other + 1e-8)
+    weight: Tensor = one / (other + 1e-8)
+    return weight
 
 
 def _at_edges(values: Tensor, x: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def sharpen_decoder(
                 restored = vae.decode(z).sample
             return discriminator.telling_loss(critic, x, restored)
         restored = vae.decode(z).sample
-        error = (restored - x).abs().mean()
+        error: Tensor = (restored - x).abs().mean()
         if not share:
             return error
         fooling = discriminator.fooling_loss(critic, x, restored)
