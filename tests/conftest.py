@@ -74,6 +74,9 @@ def sdxl(tmp_path_factory):
     return random_xl_pipeline(tmp_path_factory.mktemp("tokenizer"))
 
 
+SCHEDULERS = [  # of which the fast suite leaves out those that differ from another one in their spacing alone
+    pytest.param(name, marks=pytest.mark.slow) if name.endswith("_karras") else name for name in sdkit.SCHEDULERS
+]
 NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

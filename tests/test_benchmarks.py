@@ -97,6 +97,7 @@ def test_rows_that_are_not_asked_for_stay_as_they_were_and_the_page_has_them_all
     assert list(json.loads(file.read_text())) == ["import", "start"]
 
 
+@pytest.mark.slow
 def test_a_row_that_is_not_there_is_said():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "fast"], capture_output=True, text=True, cwd=command.ROOT, check=False

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import sdkit
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,6 +27,7 @@ def test_every_ready_made_hook_and_every_figure_has_its_place_in_the_reference()
             assert f"::: {getattr(module, name).__module__}.{name}\n" in PAGES, name
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_on_hooks_run_one_after_another():
     page = (DOCS / "hooks.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)

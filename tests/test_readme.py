@@ -16,7 +16,6 @@ PAGES = (
     *("docs/checkpoints.md", "docs/promises.md", "docs/coming-from.md"),
 )
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
-english = pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
 
 
 def blocks(text, language=r"\w*"):
@@ -39,6 +38,7 @@ def test_the_python_blocks_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("they part at step 6, where noise differs by ")
 
 
+@pytest.mark.slow
 def test_the_python_blocks_of_the_tour_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session = run("docs/tour.md")
@@ -48,7 +48,7 @@ def test_the_python_blocks_of_the_tour_run(tmp_path, monkeypatch):
     assert len(session["walk"].images) == 4
 
 
-@english
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/tour.md", marks=pytest.mark.slow)])
 def test_the_command_lines_run(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(TEXTS[name], "bash") for line in block.splitlines()]

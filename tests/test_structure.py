@@ -129,6 +129,7 @@ def test_every_public_name_has_a_docstring():
             assert value.__doc__, name
 
 
+@pytest.mark.slow
 def test_hooks_and_plots_are_reached_by_sdkit_alone():
     code = "import sdkit; print(sdkit.hooks.reweight.__name__, sdkit.plots.film_strip.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

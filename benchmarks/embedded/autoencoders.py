@@ -96,7 +96,7 @@ def main() -> None:
     pictures = train.pixels(range(2000))
     unseen = train.as_input(train.pixels(range(train.VALIDATION, train.VALIDATION + 64)))
     rows: list[str] = []
-    for name, vae in variants(steps, pictures, train.PRESETS["hours"].sharp):
+    for name, vae in variants(steps, pictures, train.SHARP):
         figures = measure(vae.eval(), unseen)
         if not rows:
             rows = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import re
 import signal
 import sys
@@ -105,8 +107,20 @@ def set_up_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def keep_large_blocks() -> None:
+    """Have glibc keep large blocks of memory. It would give each back to the system and have it cleared again for the
+    next layer: on a CPU a model of true size takes a quarter less time without that, and computes the same."""
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return  # somebody has chosen
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block comes from the system by itself
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: none is given back
+
+
 def load_model(options: argparse.Namespace) -> Any:
     """The model of the options, with what they lay over it."""
+    keep_large_blocks()
     with busy(f"loading {options.model or 'the embedded model'}"):
         from sdkit import load
         from sdkit.model.parts import one_sentence

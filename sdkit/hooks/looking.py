@@ -127,6 +127,9 @@ def fit_probe(traces: list[Trace], labels: Tensor, layer: str = "mid_block") -> 
     Returns:
         The probe's weights (4c + 1, classes) by step, for `probe`.
 
+    Raises:
+        ValueError: the traces have nothing of the layer, or the labels are not one for each picture.
+
     Example:
         >>> places = {"left": 0, "right": 1}
         >>> recorded = sdkit.Trace(["block"])
@@ -137,7 +140,12 @@ def fit_probe(traces: list[Trace], labels: Tensor, layer: str = "mid_block") -> 
     rows: dict[Any, list[Tensor]] = {}
     for one in (one for trace in traces for one in trace[Stage.BLOCK] if one.layer == layer):
         rows.setdefault(one.step, []).append(_quarters(one.value))
-    wanted = F.one_hot(labels).float()  # (n, classes)
+    if not rows:
+        raise ValueError(f"the traces have nothing of {layer!r}; record them with sdkit.Trace(['block'])")
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels) or labels.min() < 0:
+        kind = f"a tensor {tuple(labels.shape)} of {labels.dtype}"
+        raise ValueError(f"labels must be whole numbers from 0, one for each picture, but are {kind}")
+    wanted = F.one_hot(labels.long()).float()  # (n, classes)
     made = {}
     for step, parts in rows.items():
         share = sum(map(len, parts)) / len(wanted)  # 2 with guidance, whose second half hears the prompts

@@ -1,10 +1,10 @@
 """Train the embedded model from nothing: `python -m sdkit.tiny.train --out runs/tiny`.
 
-Three stages, each on top of the one before: the autoencoder learns to pack drawings, then its decoder to draw sharp
-edges; the text encoder learns to name the parts of a caption; and the U-Net learns to denoise latents under captions,
-with the text encoder going on beside it (latent diffusion, Rombach et al. 2022, arXiv:2112.10752). A run that was
-interrupted goes on where its last checkpoint stands. `--preset minutes` does the same on pictures of 64x64, small
-enough to watch.
+Three stages, each on top of the one before: the autoencoder learns to pack drawings, the text encoder learns to name
+the parts of a caption, and the U-Net learns to denoise latents under captions, with the text encoder going on beside it
+(latent diffusion, Rombach et al. 2022, arXiv:2112.10752). A run that was interrupted goes on where its last checkpoint
+stands. `--preset minutes` does the same on pictures of 64x64, small enough to watch. A discriminator that sharpens the
+decoder is there to be looked at (`sharpen_decoder`), and part of neither: it made no cleaner pictures.
 
 It is longer than other files because the three stages share their data and their presets.
 """
@@ -41,6 +41,7 @@ SEED = 20_26
 VALIDATION = 10_000_000  # seeds from here on are never trained on
 PAIRS = 0.5  # share of pictures with two things
 CAPTION_DROPOUT = 0.1  # emptied, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
+SHARP = Recipe(steps=180, batch=2, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20)  # of the decoder alone
 ADVERSARIAL = 0.2  # how strongly the discriminator pulls at the decoder's last layer, as a share of the error's pull
 WORD_WEIGHT = 0.1  # of the loss on where a noun's attention lies, beside the denoising loss
 
@@ -72,7 +73,6 @@ class Preset:
     scene: Callable[[int], grammar.Scene]  # what the picture with a seed shows
     crops: Recipe  # the autoencoder, first on crops of half the side
     whole: Recipe  # then on whole pictures
-    sharp: Recipe  # then its decoder alone, with a discriminator
     text: Recipe
     denoiser: Recipe
     every: int  # steps between two looks at the U-Net
@@ -88,7 +88,6 @@ PRESETS = {
         scene=scene,
         crops=Recipe(steps=2600, batch=8, learning_rate=1.5e-3),
         whole=Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20),
-        sharp=Recipe(steps=180, batch=2, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20),
         text=Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50),
         denoiser=Recipe(steps=18_000, batch=24, learning_rate=7e-4, ema=0.9993, decay=0.45),
         every=1000,
@@ -102,7 +101,6 @@ PRESETS = {
         scene=large_scene,
         crops=Recipe(steps=300, batch=8, learning_rate=1.5e-3, warmup=20),
         whole=Recipe(steps=200, batch=8, learning_rate=1e-3, decay=1.0, warmup=20),
-        sharp=Recipe(steps=120, batch=4, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20),
         text=Recipe(steps=150, batch=64, learning_rate=1e-3, warmup=20),
         denoiser=Recipe(steps=2_400, batch=16, learning_rate=1e-3, warmup=100, decay=0.5),
         every=300,
@@ -172,7 +170,6 @@ def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> Au
     variance = torch.cat([p.var for p in posteriors]).mean((0, 2, 3)) + means.var((0, 2, 3))
     anatomy.standardise_latents(vae, means.mean((0, 2, 3)), variance.sqrt())
     accelerator.print("autoencoder: standardised,", validate())
-    sharpen_decoder(vae, pictures, preset.sharp, out, accelerator, validate)
     vae.save_pretrained(folder)
     return vae
 

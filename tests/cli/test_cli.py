@@ -1,3 +1,4 @@
+import ctypes
 import dataclasses
 import io
 import json
@@ -521,3 +522,28 @@ def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"sdkit {sdkit.__version__}\n"
+
+
+LARGE_BLOCKS = """
+import ctypes
+from sdkit.cli.shared import keep_large_blocks
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks and six that are not read".split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+keep_large_blocks()
+before = libc.mallinfo2().hblks
+libc.malloc(ctypes.c_size_t(2**28))
+print(libc.mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library is not glibc 2.33 or newer")
+@pytest.mark.parametrize(("chosen", "own"), [({}, "0"), ({"MALLOC_TOP_PAD_": "131072"}, "1")])
+def test_large_blocks_of_memory_are_kept_unless_the_user_wants_it_otherwise(chosen, own):
+    """How many blocks the system has given by themselves."""
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}, **chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_BLOCKS], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == own + "\n"

@@ -26,6 +26,7 @@ def test_the_noises_of_a_picture_lead_back_to_it_under_its_words_and_elsewhere_u
     assert float((other.latents - latents).norm() / latents.norm()) > 0.1
 
 
+@pytest.mark.slow
 def test_moved_empty_words_bring_guidance_nearer_to_the_picture(tiny):
     picture = sdkit.text_to_image(WORDS, seed=7, num_inference_steps=6).image
     trace = sdkit.invert(picture, WORDS, num_inference_steps=6)

@@ -134,7 +134,9 @@ def test_a_visitor_who_leaves_ends_the_run(studio):
     film.close()  # waits for its thread, which the hook ends
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=pytest.mark.slow) for one in METHODS[3:]] + list(METHODS[:3])
+)
 def test_every_method_of_the_page_changes_the_picture(studio, method):
     plain, other = (run_of(studio, method=one).trace.latents for one in ("", method))
     assert not torch.equal(plain, other)

@@ -173,6 +173,7 @@ def test_a_picture_can_be_sent_by_a_program(client):
     assert (seen["kind"], seen["steps"]) == ("noised", 10)
 
 
+@pytest.mark.slow
 def test_the_page_stands_before_torch_is_imported():
     code = "import sys; from sdkit.live.server import served; served(None, None, None); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from carried import random_controlnet, save_ip_adapter
-from conftest import random_pipeline
+from conftest import SCHEDULERS, random_pipeline
 from PIL import Image
 
 import sdkit
@@ -22,7 +22,6 @@ from sdkit.many.book import Book, Made
 from sdkit.many.grid import plan
 from sdkit.many.jobs import job_of
 from sdkit.many.work import Maker, asked_together, groups, made_of
-from sdkit.model.schedulers import SCHEDULERS
 from sdkit.tiny.drawing import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:sdkit/tiny does not know")  # numbers in prompts

@@ -323,6 +323,7 @@ def in_place(unet):
     return unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [lambda unet: torch.compile(unet, backend="eager"), in_place], ids=["whole", "in place"]
 )

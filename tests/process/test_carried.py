@@ -287,7 +287,10 @@ def test_a_picture_far_larger_than_the_model_is_said_with_the_size_that_would_fi
     sdkit.stages("a star", photo(0, (256, 256)))
 
 
-@pytest.mark.parametrize("scheduler", [name for name in sdkit.SCHEDULERS if name.endswith("_karras")])
+KARRAS = [name for name in sdkit.SCHEDULERS if name.endswith("_karras")]
+
+
+@pytest.mark.parametrize("scheduler", [KARRAS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in KARRAS[1:])])
 def test_karras_spacing_runs_on_a_noise_schedule_that_ends_without_signal(scheduler, tmp_path):
     """Fifty of its timesteps round to the last one twice, where diffusers' own index runs over the end."""
     pipeline = random_pipeline(tmp_path, "v_prediction")

@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import SCHEDULERS, SD2, random_pipeline, random_xl_pipeline
 from PIL import Image
 
 import sdkit
@@ -151,7 +151,7 @@ def some(cases):
         yield pytest.param(*case, marks=() if fast else pytest.mark.slow, id="-".join(case))
 
 
-@pytest.mark.parametrize(("family", "task", "guided", "name"), some(CASES))
+@pytest.mark.parametrize(("family", "task", "guided", "name"), list(some(CASES)))
 def test_a_run_equals_that_of_diffusers(family, task, guided, name, pipelines):
     pipeline, arguments = pipelines[family], task_arguments(task, GUIDANCE[guided])
     scheduler = reference_scheduler(name, pipeline, 7)
@@ -249,7 +249,7 @@ def test_the_embedded_model_equals_diffusers_with_the_same_files(tiny):
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("name", sdkit.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, pipelines):
     """Where a scheduler returns no x0, its own conversion of the model's output, or DDIM's at that step, is the
     reference."""

@@ -5,10 +5,11 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from conftest import SCHEDULERS
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 
 import sdkit
-from sdkit import SCHEDULERS, Stage
+from sdkit import Stage
 from sdkit.events import INNER
 from sdkit.tiny.drawing import draw
 

@@ -57,6 +57,7 @@ def test_between_pictures_the_means_are_mixed_and_decoded():
     assert sdkit.interpolate(a, b, frames=3, how="spherical").settings["how"] == "spherical"
 
 
+@pytest.mark.slow
 def test_even_steps_are_about_equally_long_where_others_are_not():
     ends = {"prompt": "a red star", "frames": 5, "num_inference_steps": 4}
     plain, even = sdkit.interpolate(1, 2, **ends), sdkit.interpolate(1, 2, even=True, **ends)

@@ -54,6 +54,7 @@ def test_the_way_back_through_50_steps_loses_next_to_nothing_beside_the_autoenco
         assert both > autoencoder - 0.1  # 1.5 is the promise
 
 
+@pytest.mark.slow
 def test_the_way_back_visits_the_same_latents(inversion, way_back):
     found = {record.t: record.value for record in inversion[Stage.LATENT]}
     for record in way_back[Stage.LATENT][:-1]:
@@ -62,6 +63,7 @@ def test_the_way_back_visits_the_same_latents(inversion, way_back):
     assert [record.t for record in inversion[Stage.LATENT]] == [r.t for r in way_back[Stage.LATENT][-2::-1]]
 
 
+@pytest.mark.slow
 def test_words_changed_on_the_way_back_recolour_the_thing_and_keep_its_shape(drawn, way_back):
     edited = way_back.branch(25, prompt=[CAPTIONS[0], *_red(CAPTIONS[1:])], guidance_scale=3)
     read = judge.trained_eye().read(edited.images)[1:]

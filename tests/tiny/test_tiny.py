@@ -140,6 +140,7 @@ def test_standardising_latents_changes_no_picture():
         assert torch.allclose(vae(pictures).sample, before, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_restores_unseen_drawings_from_standard_latents(tiny):
     first = train.VALIDATION + 1000
     pictures = train.as_input(train.pixels(range(first, first + 256)))
@@ -222,6 +223,7 @@ def test_image_to_image_recolours_a_thing_and_keeps_its_place(tiny):
     assert (read[:, 7] == torch.tensor(places)).float().mean() >= 0.8
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_gives_clean_pictures_of_one_or_two_things(tiny):
     result = sdkit.text_to_image([""] * 12, seed=0)
     plausible = [len(found) in (1, 2) and min(found) > 150 for found in map(judge.shapes, result.images)]

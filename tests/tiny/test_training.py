@@ -102,7 +102,7 @@ def test_the_word_loss_is_least_where_nouns_look_at_their_things():
 
 def test_the_whole_training_runs_from_nothing_to_a_model_that_loads(tmp_path):
     short = Recipe(steps=2, batch=2, learning_rate=1e-3, warmup=1)
-    parts = dict.fromkeys(("crops", "whole", "sharp", "text", "denoiser"), short)
+    parts = dict.fromkeys(("crops", "whole", "text", "denoiser"), short)
     preset = replace(train.PRESETS["minutes"], pictures=64, latents=40, every=2, **parts)
     pages = []
     folder = train.train(tmp_path, preset, show=pages.append)
