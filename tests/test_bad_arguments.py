@@ -82,6 +82,7 @@ def made(tiny, tmp_path_factory):
     here.inner = draw(hooks=[inner := Trace(KEPT), here.maps], into=inner)
     here.image, here.latents = here.trace.images[0], sdkit.encode(here.trace.images[0])
     here.plain = draw(hooks=[plain := Trace(KEPT)], into=plain, guidance_scale=1)
+    here.blocks = draw(hooks=[blocks := Trace(["block"])], into=blocks)
     here.pair = draw([PROMPT, "a blue cat"], hooks=[pair := Trace(KEPT)], into=pair)
     here.empty_maps, here.star = AttentionMaps(), AttentionMaps(["star"])
     here.wordless, here.joined = AttentionMaps(), AttentionMaps()
@@ -158,7 +159,7 @@ def methods(m):
         "freedom": {"loss": torch.sum, "scale": 0.2, "decoded": False},
         "from_guider": {"guider": diffusers.guiders.ClassifierFreeGuidance()},
         "h_space": {"direction": half, "scale": 1.0},
-        "fit_probe": {"traces": [m.inner], "labels": torch.tensor([0]), "layer": "mid_block"},
+        "fit_probe": {"traces": [m.blocks], "labels": torch.tensor([0]), "layer": "mid_block"},
         "ledits": {"prompts": "a cat", "scale": 5.0, "threshold": 0.9, "warmup": 1},
         "layout": {"boxes": {"star": (0.0, 0.0, 0.5, 0.5)}, "scale": 30.0, "until": 0.2, "repeats": 5},
         "masactrl": {"first_step": 4, "layer": "up_blocks"},

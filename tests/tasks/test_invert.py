@@ -133,6 +133,7 @@ def test_refinement_is_what_brings_it_back(drawn):
     assert residuals[10] < residuals[0] / 10
 
 
+@pytest.mark.slow
 def test_the_trace_tells_the_whole_way_and_cannot_be_branched(inversion, tmp_path):
     stages = [record.stage for record in inversion]
     assert stages[:4] == [Stage.TOKENS, Stage.TEXT, Stage.PIXELS, Stage.POSTERIOR]

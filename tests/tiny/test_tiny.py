@@ -230,6 +230,7 @@ def test_an_empty_prompt_gives_clean_pictures_of_one_or_two_things(tiny):
     assert sum(plausible) >= 9
 
 
+@pytest.mark.slow
 def test_guidance_trades_variety_for_obedience(tiny):
     obedience, variety = [], []
     for guidance_scale in (1.0, 8.0):
@@ -243,6 +244,7 @@ def test_guidance_trades_variety_for_obedience(tiny):
     assert variety[1] < variety[0] - 0.2
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_removes_what_it_names(tiny):
     """Each seed's star comes in some colour of its own; naming that star in the negative prompt gives another."""
     eye = judge.trained_eye()

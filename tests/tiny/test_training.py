@@ -100,6 +100,7 @@ def test_the_word_loss_is_least_where_nouns_look_at_their_things():
     assert float(train.word_loss([right], emptied, said, masks, nouns)) == 0
 
 
+@pytest.mark.slow
 def test_the_whole_training_runs_from_nothing_to_a_model_that_loads(tmp_path):
     short = Recipe(steps=2, batch=2, learning_rate=1e-3, warmup=1)
     parts = dict.fromkeys(("crops", "whole", "text", "denoiser"), short)
@@ -185,6 +186,7 @@ def test_a_discriminator_that_knows_every_edge_costs_nothing_until_it_is_fooled(
     assert discriminator.fooling_loss(sure, split, split).item() == -2
 
 
+@pytest.mark.slow
 def test_balanced_losses_pull_equally_at_the_last_layer():
     last = torch.tensor([1.0, 2.0], requires_grad=True)
     one, other = (3 * last).square().sum(), last.sum()
