@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    import re
 
 _COMMANDS = {  # which file has the options of a command and does it, and what the list of commands says of it
     "generate": ("generate", "generate pictures from words, or from a picture and words"),
@@ -45,7 +46,32 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=meaning)
         if arguments is None or name == named:
             getattr(import_module(f"sdkit.cli.{room}"), f"add_{name}")(command)
+            command.set_defaults(usage=command.format_usage)
     return made
+
+
+def _unknown(text: str, usage: str) -> str:
+    """What to do about a word that a command does not take."""
+    import difflib
+    import re
+
+    from sdkit.inputs.signatures import HABITS
+
+    if not text.startswith("--"):
+        return f"unrecognized arguments: {text}"
+    option = text.partition("=")[0]
+    known = re.findall(r"--[\w-]+", usage)
+    meant = HABITS.get(option[2:].replace("-", "_"), "sdkit")
+    if "sdkit" not in meant:  # which is about Python
+        return f"there is no option {option} here; " + re.sub(r"\b(?!and|is|are|meant)\w+", _as_option, meant)
+    near = difflib.get_close_matches(option, known, 1)
+    return f"there is no option {option} here; " + (
+        f"did you mean {near[0]}?" if near else "--help lists what there is"
+    )
+
+
+def _as_option(name: re.Match[str]) -> str:
+    return "--" + name[0].replace("_", "-")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +104,10 @@ def _run(arguments: Sequence[str]) -> int:
         for text in arguments:
             if text.encode(errors="replace").decode() != text:
                 raise ValueError(f"{text!r} is no valid text; write it, and name files, as this console does")
-        options = parser(arguments).parse_args(arguments)
+        made = parser(arguments)
+        options, more = made.parse_known_args(arguments)
+        if more:
+            made.error(_unknown(more[0], options.usage() if options.command else made.format_usage()))
         return int(options.do(options) or 0)
     except BrokenPipeError:
         raise

@@ -111,7 +111,7 @@ class Stages(PictureOptions):
     image: Any = argument(None, "a picture to start from: whatever `image_to_image` takes", "FILE")
 
 
-_HABITS = {  # names from elsewhere, and what is meant here
+HABITS = {  # names from elsewhere, and what is meant here
     "steps": "num_inference_steps is meant",
     "cfg": "guidance_scale is meant",
     "cfg_scale": "guidance_scale is meant",
@@ -166,7 +166,7 @@ def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T
 def hint(name: str, function: str, known: Iterable[str]) -> str:
     if name in ("image", "mask_image", "strength", "denoising_start", "padding_mask_crop", "masked_image_latents"):
         return "sdkit.image_to_image takes it"
-    if name in _HABITS:
-        return _HABITS[name]
+    if name in HABITS:
+        return HABITS[name]
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"help(sdkit.{function}) lists what there is"

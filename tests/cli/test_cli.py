@@ -158,7 +158,16 @@ def test_what_goes_wrong_later_is_one_sentence_too(arguments, words, tmp_path, c
 MISTAKES = [  # with the words that answer each
     (["generate"], "the following arguments are required: prompt"),
     (["generat", "a star"], "invalid choice: 'generat'"),
-    (["generate", "a star", "--steps", "5"], "unrecognized arguments: --steps"),
+    (["generate", "a star", "--steps", "5"], "there is no option --steps here; --num-inference-steps is meant"),
+    (["generate", "a star", "--cfg-scale=5"], "there is no option --cfg-scale here; --guidance-scale is meant"),
+    (["generate", "a star", "--sampler", "ddim"], "there is no option --sampler here; --scheduler is meant"),
+    (["generate", "a star", "--size", "64"], "there is no option --size here; --height and --width are meant"),
+    (
+        ["generate", "a star", "--torch-dtype", "float16"],
+        "there is no option --torch-dtype here; did you mean --dtype?",
+    ),
+    (["inspect", "a.png", "--xyz"], "there is no option --xyz here; --help lists what there is"),
+    (["inspect", "a.png", "b.png"], "unrecognized arguments: b.png"),
     (["generate", "a star", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     (["generate", "a star", "--seed", "-1"], "seed must be at least 0, but is -1"),
     (["generate", "a star", "--height", "100"], "height 100 is not a multiple of 8; try 96"),
