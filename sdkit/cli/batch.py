@@ -96,7 +96,7 @@ def _batch(options: argparse.Namespace) -> int:
     return 1
 
 
-def _load(options: argparse.Namespace, named: str | None, **where: str) -> Any:
+def _load(options: argparse.Namespace, named: str | None, **where: Any) -> Any:
     """The model of the options, or another that a job names, in its place."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     return load_model(argparse.Namespace(**{**vars(options), **where, **given, "model": named or options.model}))

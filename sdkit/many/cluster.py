@@ -12,13 +12,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
-import torch
-
 from sdkit.events import Stage
 from sdkit.inputs.checks import installed
 from sdkit.many.book import Book, Made
 from sdkit.many.jobs import Bad, Job
 from sdkit.many.work import ALONE, TEXTS, Load, Maker, asked_together, made_of, reason_of, settings_alone
+from sdkit.model.loading import best_device, usual_dtype
 from sdkit.model.model import Model
 from sdkit.pictures import to_pil
 from sdkit.process.materials import EMBEDS
@@ -193,7 +192,7 @@ def shipped(load: Load, groups: Sequence[list[Job]]) -> dict[str | None, Any]:
     """
     import ray
 
-    kind = "float16" if ray.cluster_resources().get("GPU", 0) else "float32"
+    kind = usual_dtype("cuda" if ray.cluster_resources().get("GPU", 0) else "cpu")
     models = {}
     for name in {job.asked.get("model") for group in groups for job in group}:
         with suppress(Exception) if name else nullcontext():  # a worker says what is wrong with that of a job
@@ -208,7 +207,7 @@ def arrived(load: Load, models: dict[str | None, Any], named: str | None) -> Mod
     if named not in models:
         return load(named)
     model: Model = ray.get(models[named])
-    model.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.pipeline.to(best_device())
     return model
 
 

@@ -1,4 +1,7 @@
-"""Where a model comes from: the one that sdkit carries, a folder, the hub, one file, or a diffusers pipeline."""
+"""Where a model comes from: the one that sdkit carries, a folder, the hub, one file, or a diffusers pipeline.
+
+It is longer than other files because each of the five is checked and brought to one form in a way of its own.
+"""
 
 from __future__ import annotations
 
@@ -256,9 +259,19 @@ def _from_pipeline(model: Any, device: object, dtype: object) -> Model:
     return _model(_supported(model), model.config.get("_name_or_path") or type(model).__name__)
 
 
+def best_device() -> str:
+    """Where a model goes on this machine if nobody says where."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usual_dtype(device: str) -> torch.dtype:
+    """What a model computes in on this kind of device if nobody says in what."""
+    return torch.float16 if device == "cuda" else torch.float32
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     """The device, if this machine has it; by default the best that it has."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = best_device()
     try:
         place = torch.device(best if device is None else device)
         torch.empty(0, device=place)
@@ -271,7 +284,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return usual_dtype(device.type)
     kind: torch.dtype = getattr(torch, pick("dtype", str(dtype), DTYPES))
     return kind
 
