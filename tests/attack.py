@@ -1,6 +1,7 @@
 """What attacks share: how many cases there are, values that nobody expects, and an interruption at any line."""
 
 import copy
+import dis
 import linecache
 import os
 import signal
@@ -95,12 +96,19 @@ class Lines:
         return self._line if frame.f_code.co_filename.startswith(ROOT) else None
 
     def _line(self, frame, what, _argument):
-        if what == "line":
+        if what == "line" and not _leaves_with(frame):
             self.passed.append((frame.f_code.co_filename.removeprefix(ROOT), frame.f_lineno))
             if len(self.passed) - 1 == self.at:
                 sys.settrace(self.before)
                 self.do()
         return self._line
+
+
+def _leaves_with(frame):
+    """Whether this line is the head of a `with` that ends: Python looks for no signal between its body and the call of
+    an `__exit__` in C, such as a lock's, so no Ctrl-C strikes there; only a trace function could."""
+    ends = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_CONST", "SWAP")
+    return ends and linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
 
 
 def spread(passed, most):

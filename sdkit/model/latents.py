@@ -79,12 +79,18 @@ def _in_precision(dtype: torch.dtype, vae: Any) -> Iterator[None]:
 @contextmanager
 def in_tiles(vae: Any, tiled: bool) -> Iterator[None]:
     """The autoencoder works in tiles within this scope, or as a whole, whichever was asked for."""
-    with _ONE_AT_A_TIME:
-        before, vae.use_tiling = vae.use_tiling, tiled or vae.use_tiling
+    with _ONE_AT_A_TIME, _tiling(vae, tiled):
+        yield
+
+
+@contextmanager
+def _tiling(vae: Any, tiled: bool) -> Iterator[None]:
+    before = vae.use_tiling
+    try:
         try:
-            try:
-                yield
-            finally:
-                vae.use_tiling = before
+            vae.use_tiling = tiled or before
+            yield
         finally:
-            vae.use_tiling = before  # once more, for Ctrl-C in the line above
+            vae.use_tiling = before
+    finally:
+        vae.use_tiling = before  # once more, for Ctrl-C in the line above

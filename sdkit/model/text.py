@@ -71,21 +71,32 @@ def encode_text(
 
 
 @contextmanager
-def lora_scale(encoders: Sequence[Encoder], scale: float | None) -> Iterator[None]:
-    """The text encoders' LoRA adapters so strong within this scope, as diffusers has it for the U-Net's scale."""
-    adapted = [encoder for *_, encoder in encoders if hasattr(encoder, "peft_config")]
-    if scale is None or not adapted:
-        yield
-        return
-    from diffusers.utils import scale_lora_layers, unscale_lora_layers
-
-    for encoder in adapted:
-        scale_lora_layers(encoder, scale)
+def scales_kept(modules: Sequence[Any]) -> Iterator[None]:
+    """LoRA adapters are afterwards as strong as they were: diffusers divides by a run's scale, which rounds, and takes
+    0 back to 1."""
+    adapted = [module for module in modules if hasattr(module, "peft_config")]
+    layers = [one for module in adapted for one in module.modules() if hasattr(one, "scaling")]
+    before = [dict(layer.scaling) for layer in layers]
     try:
         yield
     finally:
-        for encoder in adapted:
-            unscale_lora_layers(encoder, scale)
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+
+
+@contextmanager
+def lora_scale(encoders: Sequence[Encoder], scale: float | None) -> Iterator[None]:
+    """The text encoders' LoRA adapters so strong within this scope, as diffusers has it for the U-Net's scale."""
+    modules = [encoder for *_, encoder in encoders]
+    if scale is None or not any(hasattr(one, "peft_config") for one in modules):
+        yield
+        return
+    from diffusers.utils import scale_lora_layers
+
+    with scales_kept(modules):
+        for encoder in modules:
+            scale_lora_layers(encoder, scale)
+        yield
 
 
 def _hidden_state(states: Sequence[Tensor], clip_skip: int) -> Tensor:

@@ -18,6 +18,7 @@ from sdkit.model.condition import Condition
 from sdkit.model.extras import extras_of
 from sdkit.model.model import Model
 from sdkit.model.schedulers import Visit
+from sdkit.model.text import scales_kept
 from sdkit.noise import NoiseLevel
 from sdkit.process.asked import Asked
 from sdkit.process.materials import Embeds, Generators, History, Pictures
@@ -183,7 +184,8 @@ class Run(Asked):
 def begin(run: Run, process: Generator[Event, None, T]) -> Generator[Event, None, T]:
     """A process, after which the model is as it was, and which says what to do when memory runs out."""
     try:
-        return (yield from process)
+        with scales_kept([run.model.unet] if run.attention else []):
+            return (yield from process)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if advice := _out_of_memory(error):
             raise type(error)(advice) from error

@@ -87,9 +87,11 @@ def test_what_is_the_fault_of_no_job_goes_to_the_end_as_a_reason(tmp_path):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Two nodes of one processor each on this machine."""
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # its workers step back behind other tests otherwise
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.second = made.add_node(num_cpus=1)

@@ -44,6 +44,28 @@ def test_a_lora_keeps_its_effect_and_its_parity(family, tmp_path):
     assert torch.equal(ours(pipeline, RUN).latents, plain.latents)
 
 
+@pytest.mark.parametrize("scale", [0.7, 0.0])
+def test_a_run_with_a_scale_leaves_adapters_as_strong_as_they_were(scale, tmp_path):
+    peft = pytest.importorskip("peft")
+    pipeline = random_pipeline(tmp_path)
+    torch.manual_seed(1)
+    for module, targets in ((pipeline.unet, ["to_q"]), (pipeline.text_encoder, ["q_proj"])):
+        module.add_adapter(peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+
+    def scales():
+        modules = [*pipeline.unet.modules(), *pipeline.text_encoder.modules()]
+        return [dict(one.scaling) for one in modules if hasattr(one, "scaling")]
+
+    for layer in pipeline.unet.modules():
+        if hasattr(layer, "scaling"):
+            layer.scale_layer(0.3)
+    before = scales()
+    arguments = {**RUN, "cross_attention_kwargs": {"scale": scale}}
+    first = ours(pipeline, arguments)
+    assert scales() == before
+    assert torch.equal(ours(pipeline, arguments).latents, first.latents)
+
+
 def test_an_inverted_word_of_several_vectors_is_heard_as_in_diffusers(tmp_path):
     pipeline = random_pipeline(tmp_path)
     vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
