@@ -1,9 +1,14 @@
+import math
+import re
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sdkit import Event, Stage, on, run, tap
+from sdkit.events import Edit, show, within
 
 
 def countdown(x):
@@ -146,3 +151,118 @@ def test_on_without_a_known_stage_says_which_there_are(stages):
 def test_an_event_shows_where_it_is_and_not_its_numbers():
     event = Event(Stage.NOISE, torch.zeros(2, 4, 8, 8), step=3, t=851)
     assert repr(event) == "<Event stage 'noise', step 3 (t=851): (2, 4, 8, 8) torch.float32 on cpu>"
+
+
+def test_an_event_of_a_layer_names_it():
+    (event,) = list(tap(Stage.BLOCK, torch.ones(1), step=2, t=99, layer="mid_block"))
+    assert str(event) == "stage 'block', step 2 (t=99), layer 'mid_block'"
+    assert str(Event(Stage.TEXT, torch.ones(1))) == "stage 'text'"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (5, "5"),
+        ("x" * 78, repr("x" * 78)),  # 80 letters with its quotes
+        ("x" * 79, "a str"),
+        (np.zeros((2, 1)), "a ndarray"),  # which takes two lines
+    ],
+)
+def test_what_is_no_tensor_or_no_process_is_told_as_far_as_a_sentence_holds_it(value, told):
+    with pytest.raises(TypeError, match=f"^value must be a tensor, but is {re.escape(told)}$"):
+        next(tap(Stage.IMAGE, value))
+    with pytest.raises(
+        TypeError, match=f"^events must be what sdkit.stages or a process gives, but is {re.escape(told)}$"
+    ):
+        run(value)
+
+
+def test_a_hook_for_the_inside_of_the_unet_comes_too_late_for_events_under_way():
+    late = on("attention", "block")(print)
+    with pytest.raises(
+        ValueError,
+        match=r"^'print' names attention, block, which is shown to the hooks of the function "
+        r"that begins the run alone; give it there, as in sdkit.stages\(..., hooks=\[...\]\)$",
+    ):
+        run(countdown(torch.ones(1)), [late])
+
+
+def edits_of(value, new, *, by_hook):
+    """What an event says of its edits when everybody has left it."""
+
+    def replaces(event):
+        event.value = new
+
+    events = show(Event(Stage.CONTEXT, value), [replaces] if by_hook else ())
+    event = next(events)
+    if not by_hook:
+        replaces(event)
+    list(events)
+    return event.edits
+
+
+@pytest.mark.parametrize(("by_hook", "name"), [(True, "replaces"), (False, "the loop that drives the run")])
+def test_an_edit_says_who_replaced_the_value_and_by_how_much(by_hook, name):
+    value = torch.tensor([[[3.0, 4.0]]])
+    assert edits_of(value, torch.tensor([[[3.0, 6.0]]]), by_hook=by_hook) == [Edit(name, 2.0, 0.4)]
+    assert edits_of(value, torch.zeros(1, 2, 2), by_hook=by_hook) == [Edit(name, math.inf, math.inf)]  # another shape
+    assert edits_of(0 * value, value, by_hook=by_hook) == [Edit(name, 5.0, math.inf)]
+    assert edits_of(value, value, by_hook=by_hook) == []
+
+
+def test_each_of_two_edits_is_measured_from_what_the_one_before_left():
+    def first(event):
+        event.value = event.value + 1
+
+    def second(event):
+        event.value = event.value * 2
+
+    events = show(Event(Stage.LATENT, torch.zeros(4)), [first, second])
+    event = next(events)
+    event.value = event.value - 2
+    list(events)
+    assert event.edits == [
+        Edit(f"{first.__name__}", 2.0, math.inf),
+        Edit(f"{second.__name__}", 2.0, 1.0),
+        Edit("the loop that drives the run", 4.0, 1.0),
+    ]
+
+
+def test_gradients_flow_through_an_edit_of_a_value_that_wants_them():
+    x = torch.ones(2, requires_grad=True)
+    edited = run(countdown(x), [on(Stage.LATENT)(lambda event: setattr(event, "value", event.value * 3))])
+    edited.sum().backward()
+    assert torch.equal(x.grad, torch.full((2,), 6.0))
+
+
+@pytest.mark.parametrize(
+    ("stage", "layer", "new", "fits"),
+    [
+        (Stage.CONTEXT, None, (6, 9, 8), True),
+        (Stage.CONTEXT, None, (2, 9, 5), False),
+        (Stage.CONTEXT, None, (2, 0, 8), False),
+        (Stage.CONTEXT, None, (9, 8), False),
+        (Stage.CONTEXT, "pooled", (2, 9, 8), False),
+        (Stage.KEY, "mid_block", (2, 9, 8), True),
+        (Stage.KEY, "mid_block", (6, 4, 8), False),
+        (Stage.TEXT, None, (2, 9, 8), False),
+    ],
+    ids=str,
+)
+def test_what_the_unet_hears_may_become_longer_and_nothing_else(stage, layer, new, fits):
+    events = tap(stage, torch.zeros(2, 4, 8), layer=layer)
+    next(events).value = torch.zeros(new)
+    with pytest.raises(StopIteration if fits else ValueError) as end:
+        next(events)
+    if fits:
+        assert end.value.value.shape == new
+    else:
+        assert f"to a tensor of shape {new}, but shape " in str(end.value)
+
+
+def test_a_part_lies_within_itself_and_what_holds_it_and_not_within_what_begins_alike():
+    assert within("up_blocks.1", "up_blocks.1")
+    assert within("up_blocks.1.attentions.0", "up_blocks.1")
+    assert not within("up_blocks.10", "up_blocks.1")
+    assert within(None, None)
+    assert not within(None, "mid_block")
