@@ -358,7 +358,7 @@ def check_beginning(scheduler: Any, step: int, visit: Visit) -> None:
     """
     orders = getattr(scheduler, "order_list", None)
     if visit.index and (
-        type(scheduler).__name__ == "PNDMScheduler"
+        type(scheduler).__name__ in ("PNDMScheduler", "LMSDiscreteScheduler")
         or (scheduler.order == 2 and visit.index % 2)
         or (orders is not None and orders[visit.index] > 1)
     ):

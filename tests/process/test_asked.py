@@ -232,6 +232,7 @@ def test_a_run_can_leave_steps_out_and_is_at_the_level_it_went_to(pipelines):
         ("ddim", 1, 2, "but .* is needed"),
         ("pndm", 1, 8, "PNDMScheduler cannot begin at step 1"),
         ("heun", 1, 8, "HeunDiscreteScheduler cannot begin at step 1"),
+        ("lms", 1, 8, "LMSDiscreteScheduler cannot begin at step 1"),
     ],
 )
 def test_where_a_run_cannot_go_is_said(pipelines, scheduler, step, sides, sentence):
