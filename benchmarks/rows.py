@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,6 +118,29 @@ def _size(model: Any, size: dict[str, Any]) -> str:
 def sd1(times: int = 5) -> list[Row]:
     """A run that nobody looks at, at the size of Stable Diffusion 1.5."""
     return [replace(one, name="sd1") for one in plain(times, load(sizes.folder("sd1"), device="cpu"), MIDDLE)]
+
+
+def by_openvino(times: int = 5, rows: Sequence[str] = ("embedded", "sd1")) -> list[Row]:
+    """The U-Net and the decoder by OpenVINO, against diffusers, once all is converted and compiled."""
+    if find_spec("openvino") is None:
+        return [Row("openvino", "OpenVINO on a CPU", "", "not measured", None, 'pip install "sdkit-stages[openvino]"')]
+    made = []
+    for name, most in (("embedded", 0.42), ("sd1", 0.65)):
+        if name in rows:
+            size = TINY if name == "embedded" else MIDDLE
+            model = load(None if name == "embedded" else sizes.folder(name), device="cpu", engine="openvino")
+            sides = _sides(model, size)
+            sides["diffusers"]()
+            first = sides["sdkit"]().wall
+            latents = text_to_image(WORDS, model=model, seed=7, progress=False, **size).latents
+            plain = text_to_image(
+                WORDS, model=load(model, engine="torch"), seed=7, progress=False, **size
+            ).latents  # of diffusers, to the bit
+            apart = float((latents - plain).norm() / plain.norm())
+            remark = f"latents {apart:.1e} apart, relative; the first picture took {first:.0f} s"
+            taken = rounds(sides, times)
+            made.append(compared(f"openvino {name}", f"OpenVINO, {_size(model, size)}", most, *taken.values(), remark))
+    return made
 
 
 @contextmanager
@@ -384,6 +408,7 @@ ROWS: dict[str, Callable[..., list[Row]]] = {
     "malloc": malloc,
     "many": many,
     "growth": growth,
+    "openvino": by_openvino,
     "lossy": lossy,
     "gpu": gpu,
 }

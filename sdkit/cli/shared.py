@@ -15,8 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdkit.inputs.arguments import DTYPES, Settings
-from sdkit.inputs.checks import number, pick
+from sdkit.inputs.arguments import DTYPES, ENGINES, Settings
+from sdkit.inputs.checks import installed, number, pick
 from sdkit.inputs.paths import TINY, model_source
 
 DEVICES = r"(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(:\d+)?"
@@ -56,6 +56,7 @@ def add_model(parser: argparse.ArgumentParser, default: str = "the embedded mode
     add("--model", default=None, help=f"a folder, one file, or a hub id (default: {default})")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    add("--engine", default=None, help=f"what computes: one of {', '.join(ENGINES)} (default: torch)")
     more: dict[str, Any] = {"default": [], "action": "append", "type": _file_and_scale}
     add("--lora", metavar="FILE[:SCALE]", help="a LoRA to lay over the model (scale: 1); several add up", **more)
     add("--textual-inversion", metavar="FILE", help="a word for the prompt, which is the file's name", **more)
@@ -81,6 +82,8 @@ def check_model(options: argparse.Namespace) -> None:
         )
     if options.dtype is not None:
         pick("dtype", options.dtype, DTYPES)
+    if options.engine is not None and pick("engine", options.engine, ENGINES) == "openvino":
+        installed("openvino", "--engine openvino needs OpenVINO", "openvino")
     if options.model is not None:
         model_source(options.model)
     for file, scale in [*options.lora, *options.textual_inversion, *options.ip_adapter]:
@@ -102,6 +105,7 @@ def set_up_of(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": options.model or TINY,
         "dtype": options.dtype,
+        **({} if options.engine is None else {"engine": options.engine}),
         **{name: [f"{file}:{scale:g}" for file, scale in given] for name, given in laid_over.items()},
         "controlnet": options.controlnet,
     }
@@ -125,7 +129,7 @@ def load_model(options: argparse.Namespace) -> Any:
         from sdkit import load
         from sdkit.model.parts import one_sentence
 
-        model = load(options.model, device=options.device, dtype=options.dtype)
+        model = load(options.model, device=options.device, dtype=options.dtype, engine=options.engine)
     scales: dict[str, float] = {}
     for file, scale in options.lora:
         scales[name := re.sub(r"\W", "_", file.stem)] = scale

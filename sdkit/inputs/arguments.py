@@ -17,6 +17,7 @@ Size = Sequence[int]  # of two numbers: height and width, or top and left
 STRENGTH = 0.8  # of image to image, where none is given
 LONG_PROMPTS = ("cut", "split")
 DTYPES = ("float32", "float16", "bfloat16")
+ENGINES = ("torch", "openvino", "compile")  # that compute the U-Net, and some the decoder
 GIVEN = ("image", "mask_image", "control_image", "ip_adapter_image")  # pictures, of which a record holds the hash
 
 

@@ -26,7 +26,7 @@ _NUMBERS, _TEXT = _dict_of(_is(int, float, type(None))), _is(str, type(None))
 _SHAPE = _is(list, type(None))
 # What a record has beside the arguments: what each entry must be, and that in words.
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("model", "model_hash", "device", "dtype", "process", "space"), (_is(str), "text")),
+    **dict.fromkeys(("model", "model_hash", "device", "dtype", "engine", "process", "space"), (_is(str), "text")),
     **dict.fromkeys((*GIVEN, "masked_image_latents"), (_TEXT, "a hash")),
     **dict.fromkeys(("index", "stopped_after", "refinements"), (_is(int), "a whole number")),
     **dict.fromkeys(("latents", "step_by_step"), (_is(bool), "true or false")),

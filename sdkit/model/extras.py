@@ -31,7 +31,7 @@ def _adapters(part: Any) -> dict[str, float | str]:
     """LoRA as peft puts it into a part: every layer of an adapter has the same scale."""
     scales: dict[str, float | str] = {}
     for module in part.modules():
-        scaling = getattr(module, "scaling", None)
+        scaling = module.__dict__.get("scaling")  # asking the module itself takes ten times as long where there is none
         if isinstance(scaling, dict) and hasattr(module, "active_adapters"):
             active = () if module.disable_adapters else tuple(module.active_adapters) or tuple(module.merged_adapters)
             scales |= {name: float(scale) if name in active else "off" for name, scale in scaling.items()}

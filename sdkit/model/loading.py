@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from threading import RLock
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdkit.collecting import paused
-from sdkit.inputs.arguments import DTYPES
-from sdkit.inputs.checks import pick
+from sdkit.inputs.arguments import DTYPES, ENGINES
+from sdkit.inputs.checks import installed, pick
 from sdkit.inputs.paths import TINY, model_source
 from sdkit.model.allowed import EXPECTED, check_index, is_a, uncompiled
 from sdkit.model.parts import disagreements, one_sentence, reaching, read_json, read_parts
@@ -54,6 +55,7 @@ def load(
     allow_pickle: bool = False,
     config: str | Path | None = None,
     prediction_type: str | None = None,
+    engine: str | None = None,
 ) -> Model:
     """Load a model.
 
@@ -72,6 +74,9 @@ def load(
             family, which sdkit carries, so that it loads offline.
         prediction_type: for one file, "epsilon" or "v_prediction", where its family leaves that open: 2.1 is taken to
             predict v, as the model for 768 pixels does, and not the noise, as that for 512 pixels does.
+        engine: what computes the U-Net and the decoder in runs: "torch"; "openvino", faster on a CPU, from the extra
+            of that name; or "compile", which has torch compile each kind of block of the U-Net. The last two round
+            otherwise, and leave what they cannot compute to torch. By default "torch", or as a given Model has it.
 
     Returns:
         The model, in the form that every `model=` takes.
@@ -86,6 +91,12 @@ def load(
         >>> sdkit.load().size
         (128, 128)
     """
+    if engine is not None:
+        pick("engine", engine, ENGINES)
+    if engine == "openvino":
+        installed("openvino", "engine='openvino' needs OpenVINO", "openvino")
+        if device is None and (model is None or isinstance(model, str | Path)):
+            device = "cpu"  # where it computes
     given: dict[str, Any] = {
         "variant": variant,
         "revision": revision,
@@ -93,6 +104,17 @@ def load(
         "local_files_only": local_files_only,
     }
     given |= {"allow_pickle": allow_pickle, "config": config, "prediction_type": prediction_type}
+    loaded = _loaded(model, device, dtype, given)
+    if engine is None or engine == loaded.engine:
+        return loaded
+    from sdkit.model.engines import check_engine
+
+    check_engine(loaded, engine)
+    return replace(loaded, engine=engine)
+
+
+def _loaded(model: Any, device: Any, dtype: Any, given: Mapping[str, Any]) -> Model:
+    """What `load` gives, by torch."""
     if model is not None and not isinstance(model, str | Path):
         _check_meant("a pipeline", given)
         return _from_pipeline(model, device, dtype)
@@ -102,6 +124,7 @@ def load(
         _check_meant("the embedded model", given)
         with _LOADING:
             return _embedded(place, kind)
+    allow_pickle, prediction_type = given["allow_pickle"], given["prediction_type"]
     source = model_source(model, allow_pickle=allow_pickle)
     _check_meant("an id on the hub" if source is None else "one file" if source.is_file() else "a folder", given)
     if prediction_type is not None:
@@ -109,15 +132,16 @@ def load(
     if source is not None and source.is_file():
         from sdkit.model.single_file import pipeline_from
 
-        folder = None if config is None else Path(config).expanduser()
+        folder = None if given["config"] is None else Path(given["config"]).expanduser()
         with _quiet():
             pipeline = pipeline_from(source, kind, config=folder, prediction_type=prediction_type)
     else:
         fetching = {name: given[name] for name in ("revision", "token", "local_files_only") if given[name]}
         with _quiet(bars=True):
-            folder = source or _fetched(str(model), fetching, variant=variant, use_safetensors=not allow_pickle or None)
+            chosen = {"variant": given["variant"], "use_safetensors": not allow_pickle or None}
+            folder = source or _fetched(str(model), fetching, **chosen)
         with _quiet():
-            pipeline = _from_folder(folder, kind, variant=variant, allow_pickle=allow_pickle)
+            pipeline = _from_folder(folder, kind, variant=given["variant"], allow_pickle=allow_pickle)
     return _model(_moved(_supported(pipeline, str(model)), place), str(model))
 
 

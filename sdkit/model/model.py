@@ -5,8 +5,7 @@ It is longer than other files because it has many such verbs, and each says what
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -17,7 +16,7 @@ from torch import Tensor
 from sdkit.door import Shown
 from sdkit.inputs.arguments import Settings
 from sdkit.model import latents as latents_of
-from sdkit.model import text
+from sdkit.model import text, weights
 from sdkit.model.allowed import uncompiled
 from sdkit.model.condition import Condition, Control
 from sdkit.model.vocabulary import unknown_words, vocabulary_of
@@ -38,15 +37,18 @@ class Model(Shown):
     name: str
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    engine: str = "torch"  # what computes the U-Net and the decoder in runs; one of `ENGINES`
 
     def weakly(self) -> Callable[[], Model | None]:
         """What gives the model again for as long as somebody holds its pipeline."""
-        held, rest = ref(self.pipeline), (self.name, self.num_inference_steps, self.guidance_scale)
+        held = ref(self.pipeline)
+        rest = (self.name, self.num_inference_steps, self.guidance_scale, self.engine)
         return lambda: None if (pipeline := held()) is None else Model(pipeline, *rest)
 
     def __repr__(self) -> str:
         kind, (height, width), dtype = type(self.pipeline).__name__, self.size, str(self.dtype).removeprefix("torch.")
-        return f"<Model {self.name!r}: {kind} for {width}x{height}, {dtype} on {self.device}>"
+        by = "" if self.engine == "torch" else f" by {self.engine}"
+        return f"<Model {self.name!r}: {kind} for {width}x{height}, {dtype} on {self.device}{by}>"
 
     @property
     def unet(self) -> Any:
@@ -139,18 +141,9 @@ class Model(Shown):
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the weights: of up to 16 values of each parameter, evenly spaced."""
-        names, values = list[str](), list[Tensor]()
-        parts = [encoder for *_, encoder in self.encoders] + [self.unet, self.vae, *self.controlnets]
-        for part in parts:
-            for name, weight in uncompiled(part).named_parameters():
-                there = weight.device.type != "meta"  # where it is while the pipeline offloads it
-                flat = weight.detach().reshape(-1)
-                names.append(f"{name} {tuple(weight.shape)}")
-                values.append(flat[:: max(1, len(flat) // 16)].float() if there else torch.empty(0))
-        digest = hashlib.sha256()
-        for name, few in zip(names, _bytes_of(values), strict=True):
-            digest.update(name.encode() + few)
-        return digest.hexdigest()[:16]
+        return weights.fingerprint(
+            [encoder for *_, encoder in self.encoders] + [self.unet, self.vae, *self.controlnets]
+        )
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +184,13 @@ class Model(Shown):
         return int(self.unet.add_embedding.linear_1.in_features - numbers * self.unet.config.addition_time_embed_dim)
 
     def tokenize(
-        self, prompts: Sequence[str], tokenizer: Any = None, *, split: bool = False, length: int = 0
+        self,
+        prompts: Sequence[str],
+        tokenizer: Any = None,
+        *,
+        split: bool = False,
+        length: int = 0,
+        device: torch.device | None = None,
     ) -> Tensor:
         """Token ids (P, L) in windows of the text encoder's size, each with its begin, end and padding.
 
@@ -200,10 +199,11 @@ class Model(Shown):
             split: take as many windows as the longest prompt needs, broken at ends of words; otherwise there is one,
                 and a warning names the words beyond it, which are left out.
             length: at least so many tokens, filled up with windows of the empty prompt; less than a window is exact.
+            device: where to put them; by default where the model computes, which takes a while to find out.
         """
         tokenizer = tokenizer or self.tokenizer
         whole = self.pipeline.maybe_convert_prompt(list(prompts), tokenizer)  # textual inversion of several vectors
-        return text.tokenize(whole, tokenizer, split=split, length=length).to(self.device)
+        return text.tokenize(whole, tokenizer, split=split, length=length).to(device or self.device)
 
     def encode_text(self, ids: Tensor | Sequence[Tensor], clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Text embeddings (P, L, D) of token ids (P, L), and the pooled one (P, D').
@@ -243,16 +243,17 @@ class Model(Shown):
         """Mean and standard deviation (B, C, h, w) of a posterior (B, 2C, h, w), scaled as the U-Net knows latents."""
         return latents_of.moments(self.vae, posterior)
 
-    def decode(self, latents: Tensor, **kept: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, vae: Any = None, **kept: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), in [-1, 1] up to what the decoder overshoots, of latents (B, C, h, w).
 
         Where the decoder overflows in half precision, it decodes again in float32, which a warning says.
 
         Args:
+            vae: to decode with instead of the model's own, such as an engine's.
             kept: for an asymmetric autoencoder image (N, 3, H, W) and mask (N, 1, H, W), what is to be kept around it.
         """
         overflows = self.is_xl and self.vae.config.force_upcast
-        return latents_of.decode(self.vae, latents, overflows=overflows, **kept)
+        return latents_of.decode(self.vae if vae is None else vae, latents, overflows=overflows, **kept)
 
     def predict(
         self, x: Tensor, t: Tensor, condition: Condition, progress: tuple[int, int] = (0, 1), unet: Any = None
@@ -310,16 +311,3 @@ class Model(Shown):
 
 def _after_zeros(values: Tensor, rows: int) -> Tensor:
     return torch.cat([torch.zeros_like(values[:1]).expand(rows, *values.shape[1:]), values])
-
-
-def _bytes_of(vectors: Sequence[Tensor]) -> Iterator[bytes]:
-    """The bytes of vectors, all those of a device in one copy, as each copy waits for a GPU."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for vector in vectors:
-        by_device.setdefault(vector.device, []).append(vector)
-    copied = {device: torch.cat(some).cpu().numpy() for device, some in by_device.items()}
-    begin = dict.fromkeys(copied, 0)
-    for vector in vectors:
-        start = begin[vector.device]
-        begin[vector.device] += len(vector)
-        yield copied[vector.device][start : start + len(vector)].tobytes()

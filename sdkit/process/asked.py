@@ -41,6 +41,7 @@ class Asked:
     step: int | None
     condition: Condition | None
     scope: Scope
+    unet: Any
     settings: Settings
     guidance_scale: float
     _kept: dict[Hashable, Any]
@@ -129,7 +130,8 @@ class Asked:
                 f"x has {len(x)} rows and text {len(text)}; expected {self.shape[0]}, one for each picture, and a "
                 "multiple of it"
             )
-        scope = Scope(model.unet, checked(hooks), self, notes=False)
+        unet = self.unet if model is self.model else model.unet
+        scope = Scope(unet, checked(hooks), self, notes=False)
         wanted = torch.is_grad_enabled() and (x.requires_grad or text.requires_grad)
         predict = (torch.enable_grad() if wanted else torch.no_grad())(model.predict)
         try:

@@ -98,7 +98,8 @@ def _tokens(run: Run, halves: list[_Half], length: int) -> Generator[Event, None
     edited = False
     for i, (name, tokenizer, _) in enumerate(model.encoders):
         words = list(chain(*(half.words[i] for half in halves)))
-        ids = repeat(model.tokenize(words, tokenizer, split=settings.long_prompt == "split", length=length), each)
+        split = settings.long_prompt == "split"
+        ids = repeat(model.tokenize(words, tokenizer, split=split, length=length, device=run.device), each)
         run.tokens[name] = ids
         after = yield from run.show(Stage.TOKENS, ids, layer=name if len(model.encoders) > 1 else None)  # (2B, L)
         edited = edited or after is not ids

@@ -15,6 +15,7 @@ from sdkit.events import INNER, Edit, Event, Hook, Stage, name_of, show, stages_
 from sdkit.inputs.arguments import Settings
 from sdkit.model import schedulers
 from sdkit.model.condition import Condition
+from sdkit.model.engines import parts_for
 from sdkit.model.extras import extras_of
 from sdkit.model.model import Model
 from sdkit.model.schedulers import Visit
@@ -67,6 +68,8 @@ class Run(Asked):
     stopped: bool = field(default=False, init=False)  # a hook has called `stop`
     target: tuple[int, Tensor] | None = field(default=None, init=False)  # where a hook has sent it by `go_to`
     left_alone: bool = field(default=False, init=False)  # a hook has called `leave_scheduler`
+    unet: Any = field(init=False, repr=False)  # the model's, or what its engine has put in its place,
+    vae: Any = field(init=False, repr=False)  # and the same of what decodes
     scope: Scope = field(init=False, repr=False)  # the inside of the U-Net for its hooks
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _finite: list[tuple[str, list[Edit], Tensor]] = field(default_factory=list, init=False)
@@ -81,7 +84,11 @@ class Run(Asked):
                     f"{', '.join(stage for stage in Stage if stage in self.stages)}"
                 )
         inner = self.hooks if self.stages & INNER else ()
-        object.__setattr__(self, "scope", Scope(self.model.unet, inner, self))
+        unet, vae = parts_for(self.model, self.record)
+        scope = Scope(unet, inner, self)
+        if scope.unet is not unet:  # hooks look inside, so that torch computes all of it
+            unet, vae = self.model.unet, self.model.vae
+        self.write(unet=unet, vae=vae, scope=scope)
 
     @property
     def stages(self) -> frozenset[Stage]:
@@ -146,7 +153,7 @@ class Run(Asked):
         kept = {}
         if mask is not None and pixels is not None and self.model.sees_around:
             kept = {"image": pixels.to(x.device, x.dtype), "mask": mask.to(x.device, x.dtype)}
-        return self.model.decode(x, **kept)
+        return self.model.decode(x, vae=self.vae, **kept)
 
     def call_unet(self, x: Tensor, step: int, condition: Condition) -> Tensor:
         """What the U-Net predicts for x (B, C, h, w), scaled as it takes it, (2B, C, h, w), its inside shown to the

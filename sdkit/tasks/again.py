@@ -147,6 +147,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two records of runs, but for what is the run's own to choose."""
     names = ("model_hash", *GIVEN, "device", "dtype", "scheduler")
     pairs = [(key, old.get(key), new.get(key)) for key in names]
+    pairs.append(("engine", old.get("engine", "torch"), new.get("engine", "torch")))
     extras = old.get("extras") or {}, new.get("extras") or {}
     if "extras" in old:  # older records do not have them
         pairs += [(name, extras[0].get(name), extras[1].get(name)) for name in {**extras[0], **extras[1]}]

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from sdkit.events import INNER, Event, Stage, name_of, run, show, stages_of, within
 from sdkit.model.allowed import uncompiled
+from sdkit.model.engines import StandIn
+from sdkit.model.twin import is_compiled, twin_of
 from sdkit.unet.attention import Look, Reader
 from sdkit.unet.layer import LARGEST, PROJECTED, Layer, narrowed
-from sdkit.unet.twin import is_compiled, twin_of
 
 
 class Scope:
@@ -78,6 +79,8 @@ class Scope:
         if not self._twin:
             if is_compiled(self.unet):
                 warnings.warn("hooks cannot see into compiled code: this run calls the U-Net uncompiled", stacklevel=2)
+            if isinstance(self.unet, StandIn):
+                self.unet.note("torch")
             self.unet = twin_of(uncompiled(self.unet))
             self._twin = True
 
