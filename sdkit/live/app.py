@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdkit.collecting import paused
 from sdkit.inputs.checks import installed, typed
 from sdkit.inputs.paths import model_source
 
@@ -54,7 +55,10 @@ def app(
         model_source(model)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-    from sdkit.live.server import served
+    from sdkit.live.stubs import unwritten
+
+    with paused(), unwritten():
+        from sdkit.live.server import served
 
     studio: Future[Studio] = Future()
     alone = host == LOOPBACK and not share and "COLAB_RELEASE_TAG" not in os.environ  # Colab shares by itself
@@ -76,13 +80,16 @@ def app(
 def _prepare(studio: Future[Studio], models: Sequence[str | Path]) -> None:
     """Import torch, and load the first model: what visitors wait for, and the page itself does not."""
     try:
-        from sdkit.live.studio import Studio
+        with paused():
+            from sdkit.live import looking, runs  # noqa: F401  what the first visitor will ask for
+            from sdkit.live.studio import Studio
 
         studio.set_result(Studio({str(model): model for model in models}) if models else Studio())
     except BaseException as error:
         studio.set_exception(error)
         raise
     studio.result().model()
+    studio.result().colours()
 
 
 def check_app(host: str, auth: Sequence[str] | None) -> None:

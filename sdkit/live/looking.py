@@ -38,7 +38,7 @@ LEVELS = 12  # of noise, on the way of a picture that is inspected
 
 def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Messages:
     """A picture as image to image begins with it: decoded, with its level of noise."""
-    loaded, _ = studio.model(model)
+    loaded = studio.model(model)
     start = uploads.fitted(uploads.picture(image), loaded.size)
     events = stages("", image=start, model=loaded, **{"guidance_scale": 1.0, **allowed(options)})
     for event in events:
@@ -53,7 +53,7 @@ def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Me
 
 def inspect(studio: Studio, image: Any, *, model: str = "") -> Messages:
     """A picture through the autoencoder and back, in numbers, and its way to noise as a run to look at."""
-    loaded, paint = studio.model(model)
+    loaded, paint = studio.model(model), studio.colours(model)
     fitted = uploads.fitted(uploads.picture(image), loaded.size)
     back, trace = round_trip(fitted, model=loaded), diffuse(fitted, LEVELS, model=loaded, seed=0)
     kept = Kept(trace, model=model)
@@ -75,7 +75,7 @@ def inspect(studio: Studio, image: Any, *, model: str = "") -> Messages:
 
 def interpolate(studio: Studio, start: Any, end: Any, *, frames: int, model: str = "", **options: Any) -> Messages:
     """A film from one prompt to another, each frame told as it comes."""
-    loaded, _ = studio.model(model)
+    loaded = studio.model(model)
     ends = limits.text("start", start), limits.text("end", end)
     limits.at_most("frames", frames, limits.FRAMES)
     given, drawn, left = allowed(options), SimpleQueue[Any](), threading.Event()
@@ -122,7 +122,7 @@ def restore(studio: Studio, file: Any) -> Messages:
     trace = None if picture else trace_in(raw)
     settings = settings_in(raw) if trace is None else trace.settings
     name = studio.maker(settings)
-    model, paint = studio.model(name)
+    model, paint = studio.model(name), studio.colours(name)
     check_restored(settings, model)
     yield [{"kind": "settings", "settings": settings, "model": name}]
     if trace is None:

@@ -31,7 +31,7 @@ EVERY = 0.05  # seconds between messages, at least: what comes sooner is told to
 
 def generate(studio: Studio, prompt: Any, *, model: str = "", method: str = "", **options: Any) -> Messages:
     """A run from words, or with `image` from a picture; options are those of `stages` that a page has."""
-    loaded, paint = studio.model(model)
+    loaded, paint = studio.model(model), studio.colours(model)
     words, options = limits.text("prompt", prompt), allowed(options)
     if "image" in options:
         options["image"] = uploads.fitted(uploads.picture(options["image"]), loaded.size)
@@ -53,7 +53,7 @@ def go_on(
         steps: so many, and then a pause.
     """
     parent = studio.shelf.get(run)
-    model, colours = studio.model(parent.model)
+    model, colours = studio.model(parent.model), studio.colours(parent.model)
     step, changes = whole("step", step, at_least=0), allowed(changes)
     hooks = _method(parent.method)
     if paint:

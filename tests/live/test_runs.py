@@ -349,4 +349,4 @@ def test_only_models_that_the_page_was_started_with_are_loaded():
     studio = Studio({"mine": None})
     with pytest.raises(ValueError, match="unknown model"):
         studio.model("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    assert studio.model("mine")[0].name == "sdkit/tiny"
+    assert studio.model("mine").name == "sdkit/tiny"

@@ -1,5 +1,6 @@
 """The page over HTTP, as programs and strangers meet it."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from visiting import sent, shown
 
 import sdkit
 from sdkit import cli
+from sdkit.live.stubs import unwritten
 
 pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
 httpx = pytest.importorskip("httpx")
@@ -177,3 +179,14 @@ def test_a_picture_can_be_sent_by_a_program(client):
 def test_the_page_stands_before_torch_is_imported():
     code = "import sys; from sdkit.live.server import served; served(None, None, None); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_gradio_alone_finds_no_source_to_make_stubs_of():
+    ask = {"__name__": "gradio.component_meta", "kind": Path}
+    there = inspect.getfile(Path)
+    exec("def asked(): return __import__('inspect').getfile(kind)", ask)
+    with unwritten():
+        assert inspect.getfile(Path) == there
+        with pytest.raises(OSError, match="no stub"):
+            ask["asked"]()
+    assert ask["asked"]() == there
