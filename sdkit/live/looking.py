@@ -17,15 +17,16 @@ from sdkit.latents.statistics import describe
 from sdkit.live import limits, uploads
 from sdkit.live.files import settings_in, trace_in
 from sdkit.live.kept import Kept
-from sdkit.live.runs import Messages, allowed, follow
-from sdkit.live.studio import Studio
+from sdkit.live.runs import Messages, allowed, follow, method_hooks
+from sdkit.live.studio import METHODS, Studio
+from sdkit.model import schedulers
 from sdkit.model.model import Model
 from sdkit.pictures import to_pixels
 from sdkit.process.prepare import prepare
 from sdkit.show.report import POINTS
 from sdkit.show.report_values import run_values
 from sdkit.show.tiles import uri
-from sdkit.tasks.again import NOT_HELD, recorded
+from sdkit.tasks.again import ACTED, NOT_HELD, recorded
 from sdkit.tasks.diffuse import diffuse
 from sdkit.tasks.generate import result_of, stages
 from sdkit.tasks.interpolate import Walk
@@ -124,17 +125,22 @@ def restore(studio: Studio, file: Any) -> Messages:
     name = studio.maker(settings)
     model, paint = studio.model(name), studio.colours(name)
     check_restored(settings, model)
-    yield [{"kind": "settings", "settings": settings, "model": name}]
+    edits = [*settings.get("edited_by", ()), *(one for one in ACTED if one in settings)]
+    method = next((one for one in edits if one in METHODS), "")
+    scheduler = schedulers.named(settings.get("scheduler") or {}, model.scheduler)
+    yield [{"kind": "settings", "settings": settings, "model": name, "scheduler": scheduler or "", "method": method}]
     if trace is None:
         if missing := [one for one in (*GIVEN, *NOT_HELD) if settings.get(one)]:
             raise ValueError(f"this picture was made from {missing[0]}, which its file does not hold; give it again")
-        values, scheduler = recorded(settings)
+        if others := [one for one in edits if one != method]:
+            raise ValueError(f"this picture was changed on its way by {others[0]}, which its trace holds; open that")
+        values, stepper = recorded(settings)
         trace, maps = Trace(), AttentionMaps()
-        events = result_of(prepare(values, model, scheduler, hooks=[maps, trace]))
-        yield from follow(studio, Kept(trace, maps, model=name), events, paint)
+        events = result_of(prepare(values, model, stepper, hooks=[*method_hooks(method), maps, trace]))
+        yield from follow(studio, Kept(trace, maps, model=name, method=method), events, paint)
         return
     check_latents(trace, model)
-    kept = Kept(trace, model=name)
+    kept = Kept(trace, model=name, method=method)
     studio.shelf.put(kept)
     yield [{"kind": "recorded", "run": kept.name, "told": run_values(trace, None, paint, 0, POINTS)}]
 

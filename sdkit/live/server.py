@@ -184,6 +184,10 @@ def add_calls(server: Any, studio: Callable[[], Studio]) -> None:
     ) -> Any:
         """Go on from a picture (base64, or a data URI), with a mask only where that is white."""
 
+    @call("runs", "compare")
+    def compare(a: dict[str, Any], b: dict[str, Any]) -> Any:
+        """Two runs from words, each with arguments of text_to_image, that advance together; messages say their side."""
+
     @call("runs", "go_on")
     def go_on(
         run: str,

@@ -47,7 +47,7 @@ def test_a_program_of_ten_lines_draws_a_picture(address, tmp_path, monkeypatch, 
 def test_the_api_is_described(client):
     calls = client.view_api(return_format="dict")["named_endpoints"]
     assert set(calls) == {
-        *("/text_to_image", "/image_to_image", "/go_on", "/noised", "/inspect", "/interpolate", "/restore")
+        *("/text_to_image", "/image_to_image", "/compare", "/go_on", "/noised", "/inspect", "/interpolate", "/restore")
     }
     names = [one["parameter_name"] for one in calls["/go_on"]["parameters"]]
     assert names == ["run", "step", "steps", "prompt", "negative_prompt", "guidance_scale", "paint", "look"]
