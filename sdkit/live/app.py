@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sdkit.live.studio import Studio
 
 LOOPBACK = "127.0.0.1"
-SESSIONS = 64  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
 
 
 @typed()
@@ -58,17 +57,13 @@ def app(
     from sdkit.live.stubs import unwritten
 
     with paused(), unwritten():
-        from sdkit.live.server import served
+        from sdkit.live.server import launched, served
 
     studio: Future[Studio] = Future()
     alone = host == LOOPBACK and not share and "COLAB_RELEASE_TAG" not in os.environ  # Colab shares by itself
     names = (LOOPBACK, "localhost") if alone else None
     server = served(studio.result, None if auth is None else (auth[0], auth[1]), names)
-    _, local, public = server.launch(
-        server_name=host, server_port=port, share=share or None, inbrowser=browse, quiet=True, prevent_thread_lock=True,
-        show_error=True, height=900, run_history=False, ssr_mode=False, footer_links=[],
-        state_session_capacity=SESSIONS,
-    )  # fmt: skip
+    local, public = launched(server, server_name=host, server_port=port, share=share or None, inbrowser=browse)
     threading.Thread(target=_prepare, args=(studio, models), daemon=True).start()  # while the browser opens
     address = str(public or local)
     print(f"The page is at {address}", flush=True)

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from visiting import sent, shown
 
 import sdkit
 from sdkit import cli
+from sdkit.live import limits
 from sdkit.live.stubs import unwritten
 
 pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
@@ -95,6 +98,29 @@ def test_a_visitor_who_leaves_makes_room_for_the_next(address):
         run = json.loads(line.removeprefix("data: "))[0][0]["run"]
         answer = http.get(f"runs/{run}/picture.png")
     assert (answer.status_code, answer.text) == (404, "this run was left before its picture; go on with it first")
+
+
+def test_who_comes_when_too_many_wait_is_told_at_once(studio, monkeypatch):
+    from sdkit.live.server import launched, served
+
+    monkeypatch.setattr(limits, "WAITING", 2)
+    free = threading.Event()
+    server = served(lambda: free.wait(60) and studio, None, None)
+    address, _ = launched(server)
+    with httpx.Client(base_url=address, timeout=60) as http:
+        ask = partial(
+            http.post, "gradio_api/call/v2/text_to_image", json={"prompt": "a star", "num_inference_steps": 1}
+        )
+        first = ask()
+        while server.get_blocks()._queue.get_active_worker_count() == 0:
+            time.sleep(0.01)
+        others = [ask() for _ in range(3)]
+        assert [one.status_code for one in (first, *others)] == [200, 200, 200, 503]
+        free.set()
+        last = http.get(f"gradio_api/call/text_to_image/{others[1].json()['event_id']}").text
+        assert '"kind": "end"' in last
+        assert ask().status_code == 200
+    server.get_blocks().close()
 
 
 @pytest.mark.parametrize(
