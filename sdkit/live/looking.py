@@ -140,7 +140,7 @@ def restore(studio: Studio, file: Any) -> Messages:
         yield from follow(studio, Kept(trace, maps, model=name, method=method), events, paint)
         return
     check_latents(trace, model)
-    kept = Kept(trace, model=name, method=method)
+    kept = Kept(trace, model=name, method=method, branched=trace.parent is not None)
     studio.shelf.put(kept)
     yield [{"kind": "recorded", "run": kept.name, "told": run_values(trace, None, paint, 0, POINTS)}]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sdkit.live.studio import Studio
 
 BODY = limits.UPLOAD * 2 * 4 // 3 + 2**20  # bytes of a request: a picture and its mask
-SESSIONS = 64  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
+SESSIONS = 8  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
 OPEN = ("/gradio_api/startup-events",)  # what Gradio asks itself as it starts
 PATHS = (  # where requests may go; all else of Gradio, its uploads, files and proxies, is shut
     "/web/", "/runs/", "/about", "/wish", "/config", "/gradio_api/info", "/gradio_api/call/", "/gradio_api/queue/",
@@ -95,7 +95,9 @@ def launched(server: Server, **options: Any) -> tuple[str, str | None]:
         quiet=True, prevent_thread_lock=True, show_error=True, height=900, run_history=False, ssr_mode=False,
         footer_links=[], state_session_capacity=SESSIONS, **options,
     )  # fmt: skip
-    server.get_blocks()._queue.max_size = limits.WAITING  # for which `launch` has no argument
+    queue = server.get_blocks()._queue  # for whose limits `launch` has no arguments
+    queue.max_size = limits.WAITING
+    queue.pending_messages_per_session.max_size = 2 * limits.WAITING  # requests whose answers nobody has fetched yet
     return local, public
 
 

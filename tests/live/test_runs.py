@@ -385,6 +385,8 @@ def test_the_picture_of_a_branch_says_that_its_words_alone_would_make_another(st
         messages(looking.restore(studio, as_sent(download(other, "picture.png")[0])))
     (end,) = told(runs.go_on(studio, other.name, 3), "end")  # and so of what goes on from it
     assert studio.shelf.get(end["run"]).branched
+    _, again = messages(looking.restore(studio, as_sent(download(other, "trace.safetensors")[0])))
+    assert studio.shelf.get(again["run"]).branched
     (tmp_path / "cat.png").write_bytes(download(other, "picture.png")[0])
     with pytest.warns(UserWarning, match="edited by hooks, which settings do not hold: a branch"):
         sdkit.rerun(tmp_path / "cat.png", model=tiny)
