@@ -65,6 +65,7 @@ function take(runs, run, message, many) {
   if (runs.every((one) => one.ended)) ended();
 }
 function mount(runs) {
+  if (!now.runs.length) $("knows").open = false;  // the run is to be seen without scrolling
   now.runs = runs;
   $("viewer").hidden = false;
   const beside = [$("take"), $("steer")];  // below the pictures, above the chapters
@@ -174,7 +175,7 @@ async function preview() {  // the picture as image to image would begin with it
   } catch (error) { $("noised-says").textContent = error.message; }
 }
 $("form-image").addEventListener("input", (event) => { if (event.target.name !== "prompt") later(preview); });
-const strength = $("form-image").elements.strength, shown = () => { strength.previousElementSibling.textContent = strength.value; };
+const strength = $("form-image").elements.strength, shown = () => { strength.parentElement.querySelector("output").textContent = strength.value; };
 strength.addEventListener("input", shown); shown();
 $("pad-file").addEventListener("change", async ({ target }) => {
   if (!target.files.length) return;
@@ -251,7 +252,8 @@ async function know(model) {
   }
   for (const name of ["num_inference_steps", "guidance_scale"]) for (const field of document.querySelectorAll(`[data-settings] [name=${name}]`)) field.placeholder = said[name];
   sheet.size(said.size);
-  $("knows").textContent = now.known ? `The embedded model knows a small world, and these words: ${said.vocabulary.join(", ")}.` : "";
+  $("knows").hidden = !now.known;
+  $("knows").lastElementChild.textContent = now.known ? `A small world, and these words: ${said.vocabulary.join(", ")}.` : "";
   for (const field of document.querySelectorAll("input[name=prompt]")) if (field.value) unknown(field);
 }
 for (const select of document.querySelectorAll("select[name=model]")) select.addEventListener("change", () => know(select.value).catch((error) => say(error.message)));
