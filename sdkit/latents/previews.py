@@ -21,8 +21,6 @@ from sdkit.pictures import to_pil
 
 LESSONS, SIDE = 24, 128  # pictures to learn from, a third of them kept back to test, and their pixels a side
 
-_fitted: dict[str, LatentToRGB] = {}  # by the hash of the model's weights
-
 
 @dataclass(frozen=True, eq=False)
 class LatentToRGB(Shown):
@@ -50,6 +48,22 @@ class LatentToRGB(Shown):
         """Small pictures, one for each of the batch, enlarged `scale` times and smoothed."""
         colours = self.pixels(latents)
         return to_pil(F.interpolate(colours, scale_factor=scale, mode="bilinear") if scale > 1 else colours)
+
+
+_fitted = {  # by the hash of the model's weights; that of the embedded model is here, so that nobody waits for it
+    "c79a4b453ac2c742": LatentToRGB(
+        torch.tensor(
+            [
+                [0.37198, 0.10672, 0.12105, 0.00098],
+                [0.09071, 0.35056, 0.11367, 0.00095],
+                [-0.00142, 0.08012, 0.4455, -0.00022],
+            ]
+        ),
+        torch.tensor([0.48385, 0.39433, 0.42542]),
+        r2=0.95641,
+        psnr=27.372,
+    )
+}
 
 
 def latent_to_rgb(model: Any = None) -> LatentToRGB:

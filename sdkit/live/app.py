@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdkit.collecting import paused
 from sdkit.inputs.checks import installed, typed
 from sdkit.inputs.paths import model_source
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from sdkit.live.studio import Studio
 
 LOOPBACK = "127.0.0.1"
-SESSIONS = 64  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
 
 
 @typed()
@@ -54,17 +54,16 @@ def app(
         model_source(model)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-    from sdkit.live.server import served
+    from sdkit.live.stubs import unwritten
+
+    with paused(), unwritten():
+        from sdkit.live.server import launched, served
 
     studio: Future[Studio] = Future()
     alone = host == LOOPBACK and not share and "COLAB_RELEASE_TAG" not in os.environ  # Colab shares by itself
     names = (LOOPBACK, "localhost") if alone else None
     server = served(studio.result, None if auth is None else (auth[0], auth[1]), names)
-    _, local, public = server.launch(
-        server_name=host, server_port=port, share=share or None, inbrowser=browse, quiet=True, prevent_thread_lock=True,
-        show_error=True, height=900, run_history=False, ssr_mode=False, footer_links=[],
-        state_session_capacity=SESSIONS,
-    )  # fmt: skip
+    local, public = launched(server, server_name=host, server_port=port, share=share or None, inbrowser=browse)
     threading.Thread(target=_prepare, args=(studio, models), daemon=True).start()  # while the browser opens
     address = str(public or local)
     print(f"The page is at {address}", flush=True)
@@ -76,13 +75,16 @@ def app(
 def _prepare(studio: Future[Studio], models: Sequence[str | Path]) -> None:
     """Import torch, and load the first model: what visitors wait for, and the page itself does not."""
     try:
-        from sdkit.live.studio import Studio
+        with paused():
+            from sdkit.live import looking, runs  # noqa: F401  what the first visitor will ask for
+            from sdkit.live.studio import Studio
 
         studio.set_result(Studio({str(model): model for model in models}) if models else Studio())
     except BaseException as error:
         studio.set_exception(error)
         raise
     studio.result().model()
+    studio.result().colours()
 
 
 def check_app(host: str, auth: Sequence[str] | None) -> None:

@@ -5,6 +5,7 @@ const API = "/gradio_api/call/";
 /** Call, and hand each message to `take` as it comes. Leaving the page, or aborting the signal, ends it on the server. */
 export async function call(name, given, take, signal) {
   const asked = await fetch(`${API}v2/${name}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(given), signal });
+  if (asked.status === 503) throw new Error("So many are waiting that there is no room for one more; try again in a minute.");
   if (!asked.ok) throw new Error(await asked.text());
   const { event_id } = await asked.json();
   const answer = await fetch(`${API}${name}/${event_id}`, { signal });

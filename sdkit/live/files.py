@@ -18,11 +18,16 @@ from sdkit.tasks.again import read_settings
 from sdkit.trace.record import value_of
 from sdkit.trace.trace import Trace
 
+BRANCH = "a branch"  # what is said to have edited a picture that the settings beside it would not make alone
+
 
 def _picture(kept: Kept, path: Path) -> None:
     if not kept.trace.images:
         raise ValueError("this run was left before its picture; go on with it first")
-    save_picture(kept.trace.images[0], path, {**kept.trace.settings, "index": 0})
+    settings = {**kept.trace.settings, "index": 0}
+    if kept.branched:
+        settings["edited_by"] = [*settings["edited_by"], BRANCH]
+    save_picture(kept.trace.images[0], path, settings)
 
 
 DOWNLOADS: dict[str, tuple[Callable[[Kept, Path], Any], str]] = {

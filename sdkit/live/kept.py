@@ -62,6 +62,7 @@ class Kept:
     name: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     model: str = ""  # its name among those of the page
     method: str = ""  # the hook of the gallery that it was made with
+    branched: bool = False  # otherwise than its settings say, which would make another picture
     last: int | None = None  # the step after which it is to pause
     wish: str = ""  # "pause" or "stop", as soon as its visitor has said so
 

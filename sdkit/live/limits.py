@@ -10,6 +10,7 @@ GUIDANCE = 30.0
 FRAMES = 32  # of a film
 UPLOAD = 12 * 2**20  # bytes of a file
 PIXELS = 4096 * 4096
+WAITING = 50  # requests, beside the one that the model is at
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of uploads
 
 

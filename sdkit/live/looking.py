@@ -17,15 +17,16 @@ from sdkit.latents.statistics import describe
 from sdkit.live import limits, uploads
 from sdkit.live.files import settings_in, trace_in
 from sdkit.live.kept import Kept
-from sdkit.live.runs import Messages, allowed, follow
-from sdkit.live.studio import Studio
+from sdkit.live.runs import Messages, allowed, follow, method_hooks
+from sdkit.live.studio import METHODS, Studio
+from sdkit.model import schedulers
 from sdkit.model.model import Model
 from sdkit.pictures import to_pixels
 from sdkit.process.prepare import prepare
 from sdkit.show.report import POINTS
 from sdkit.show.report_values import run_values
 from sdkit.show.tiles import uri
-from sdkit.tasks.again import NOT_HELD, recorded
+from sdkit.tasks.again import ACTED, NOT_HELD, recorded
 from sdkit.tasks.diffuse import diffuse
 from sdkit.tasks.generate import result_of, stages
 from sdkit.tasks.interpolate import Walk
@@ -38,7 +39,7 @@ LEVELS = 12  # of noise, on the way of a picture that is inspected
 
 def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Messages:
     """A picture as image to image begins with it: decoded, with its level of noise."""
-    loaded, _ = studio.model(model)
+    loaded = studio.model(model)
     start = uploads.fitted(uploads.picture(image), loaded.size)
     events = stages("", image=start, model=loaded, **{"guidance_scale": 1.0, **allowed(options)})
     for event in events:
@@ -53,7 +54,7 @@ def noised(studio: Studio, image: Any, *, model: str = "", **options: Any) -> Me
 
 def inspect(studio: Studio, image: Any, *, model: str = "") -> Messages:
     """A picture through the autoencoder and back, in numbers, and its way to noise as a run to look at."""
-    loaded, paint = studio.model(model)
+    loaded, paint = studio.model(model), studio.colours(model)
     fitted = uploads.fitted(uploads.picture(image), loaded.size)
     back, trace = round_trip(fitted, model=loaded), diffuse(fitted, LEVELS, model=loaded, seed=0)
     kept = Kept(trace, model=model)
@@ -75,7 +76,7 @@ def inspect(studio: Studio, image: Any, *, model: str = "") -> Messages:
 
 def interpolate(studio: Studio, start: Any, end: Any, *, frames: int, model: str = "", **options: Any) -> Messages:
     """A film from one prompt to another, each frame told as it comes."""
-    loaded, _ = studio.model(model)
+    loaded = studio.model(model)
     ends = limits.text("start", start), limits.text("end", end)
     limits.at_most("frames", frames, limits.FRAMES)
     given, drawn, left = allowed(options), SimpleQueue[Any](), threading.Event()
@@ -122,19 +123,24 @@ def restore(studio: Studio, file: Any) -> Messages:
     trace = None if picture else trace_in(raw)
     settings = settings_in(raw) if trace is None else trace.settings
     name = studio.maker(settings)
-    model, paint = studio.model(name)
+    model, paint = studio.model(name), studio.colours(name)
     check_restored(settings, model)
-    yield [{"kind": "settings", "settings": settings, "model": name}]
+    edits = [*settings.get("edited_by", ()), *(one for one in ACTED if one in settings)]
+    method = next((one for one in edits if one in METHODS), "")
+    scheduler = schedulers.named(settings.get("scheduler") or {}, model.scheduler)
+    yield [{"kind": "settings", "settings": settings, "model": name, "scheduler": scheduler or "", "method": method}]
     if trace is None:
         if missing := [one for one in (*GIVEN, *NOT_HELD) if settings.get(one)]:
             raise ValueError(f"this picture was made from {missing[0]}, which its file does not hold; give it again")
-        values, scheduler = recorded(settings)
+        if others := [one for one in edits if one != method]:
+            raise ValueError(f"this picture was changed on its way by {others[0]}, which its trace holds; open that")
+        values, stepper = recorded(settings)
         trace, maps = Trace(), AttentionMaps()
-        events = result_of(prepare(values, model, scheduler, hooks=[maps, trace]))
-        yield from follow(studio, Kept(trace, maps, model=name), events, paint)
+        events = result_of(prepare(values, model, stepper, hooks=[*method_hooks(method), maps, trace]))
+        yield from follow(studio, Kept(trace, maps, model=name, method=method), events, paint)
         return
     check_latents(trace, model)
-    kept = Kept(trace, model=name)
+    kept = Kept(trace, model=name, method=method, branched=trace.parent is not None)
     studio.shelf.put(kept)
     yield [{"kind": "recorded", "run": kept.name, "told": run_values(trace, None, paint, 0, POINTS)}]
 

@@ -7,7 +7,7 @@ import { Cells, Sheet } from "/web/paint.js";
 
 const NUMBERS = ["seed", "num_inference_steps", "guidance_scale", "frames", "strength"];
 const FILES = [["picture.png", "Picture"], ["trace.safetensors", "Trace"], ["report.html", "Report"], ["film.gif", "Film"]];
-const now = { runs: [], id: null, leaving: null, known: null, last: null };
+const now = { runs: [], ids: [], leaving: null, known: null, last: null };
 const cells = new Cells($("paint"), $("brushes"));
 const sheet = new Sheet($("pad"), $("mask"), () => later(preview));
 
@@ -31,38 +31,41 @@ let timer = null;
 const later = (what) => { clearTimeout(timer); timer = setTimeout(what, 250); };
 
 // --- runs ------------------------------------------------------------------------------------------------------
-/** Ask for a run and show it as it forms, by itself or beside another. Gives the run when it has ended. */
+/** Ask for a run, or for two that advance together, and show what comes as it forms, by itself or beside another. */
 async function follow(name, given, beside = null) {
   now.leaving?.abort();
-  const { signal } = (now.leaving = new AbortController());
-  let run = null;
+  const { signal } = (now.leaving = new AbortController()), runs = beside ? [beside] : [], first = runs.length;
+  now.ids = [];
   say(""); busy(true);
   const others = setTimeout(() => say("Others are before you; it begins as soon as the model is free."), 1500);
   try {
     await call(name, given, (message) => {
-      if (message.kind === "queued") { now.id = message.run; clearTimeout(others); say(""); }
+      const at = first + (message.side || 0);
+      if (message.kind === "queued") { now.ids.push(message.run); clearTimeout(others); say(""); }
       else if (message.kind === "begin") {
         if (beside) Object.assign(beside, { index: 0, letter: "A", css: "a", follow: false });
-        run = new Run(beside ? 1 : 0, message);
-      } else take(run, message, beside);
+        runs[at] = new Run(at, message);
+      } else take(runs, runs[at], message, first + now.ids.length);
     }, signal);
   } catch (error) {
     if (!signal.aborted) say(error.message);
   }
   clearTimeout(others);
   busy(false);
-  return run;
 }
-function take(run, message, beside) {
+function take(runs, run, message, many) {
   run.take(message);
-  if (message.kind === "step" && run.steps.length === 1) mount(beside ? [beside, run] : [run]);
+  if (message.kind === "end") run.paused = message.paused;
+  if (runs.filter((one) => one.steps.length).length < many) return;  // the other one has not begun
+  if (now.runs !== runs) mount(runs);
   else {
-    if (message.kind === "end") { run.paused = message.paused; heroes(); }
+    if (message.kind === "end") heroes();
     update(run, message);
   }
-  if (message.kind === "end") ended();
+  if (runs.every((one) => one.ended)) ended();
 }
 function mount(runs) {
+  if (!now.runs.length) $("knows").open = false;  // the run is to be seen without scrolling
   now.runs = runs;
   $("viewer").hidden = false;
   const beside = [$("take"), $("steer")];  // below the pictures, above the chapters
@@ -101,10 +104,10 @@ addEventListener("paint", () => { if (!$("steer").hidden) cells.show(); });
 // --- forms -----------------------------------------------------------------------------------------------------
 $("form-text").addEventListener("submit", (event) => { event.preventDefault(); follow("text_to_image", values(event.target)); });
 $("form-image").addEventListener("submit", (event) => { event.preventDefault(); follow("image_to_image", { ...sheet.given(), ...values(event.target) }); });
-$("form-compare").addEventListener("submit", async (event) => {
+$("form-compare").addEventListener("submit", (event) => {
   event.preventDefault();
-  const [a, b] = event.target.querySelectorAll("[data-side]"), first = await follow("text_to_image", values(a));
-  if (first && first.ended) follow("text_to_image", values(b), first);
+  const [a, b] = [...event.target.querySelectorAll("[data-side]")].map(values);
+  follow("compare", { a: { prompt: "", ...a }, b: { prompt: "", ...b } });
 });
 $("form-steer").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -156,7 +159,7 @@ function look({ run: name, told }) {  // at a run that is all there
   ended();
   if (told.process === "forward") $("steer").hidden = true;
 }
-for (const button of document.querySelectorAll(".wish")) button.addEventListener("click", () => { if (now.id) wish(now.id, button.dataset.wish); });
+for (const button of document.querySelectorAll(".wish")) button.addEventListener("click", () => { for (const id of now.ids) wish(id, button.dataset.wish); });
 for (const field of document.querySelectorAll("input[name=prompt]")) field.addEventListener("input", () => unknown(field));
 
 // --- the sheet -------------------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ async function preview() {  // the picture as image to image would begin with it
   } catch (error) { $("noised-says").textContent = error.message; }
 }
 $("form-image").addEventListener("input", (event) => { if (event.target.name !== "prompt") later(preview); });
-const strength = $("form-image").elements.strength, shown = () => { strength.previousElementSibling.textContent = strength.value; };
+const strength = $("form-image").elements.strength, shown = () => { strength.parentElement.querySelector("output").textContent = strength.value; };
 strength.addEventListener("input", shown); shown();
 $("pad-file").addEventListener("change", async ({ target }) => {
   if (!target.files.length) return;
@@ -186,23 +189,29 @@ $("pad-mask").addEventListener("click", ({ target }) => { sheet.masking = !sheet
 // --- opening a file again --------------------------------------------------------------------------------------
 async function restore(file) {
   if (!file) return;
-  pick($("tab-text"));
-  const form = $("form-text");
-  let found = null, run = null;
-  say(""); busy(true);
+  const runs = [];
+  let found = null;
+  now.ids = []; say(""); busy(true);
   try {
     await call("restore", { file: await base64(file) }, (message) => {
-      if (message.kind === "settings") found = message;
-      else if (message.kind === "recorded") look(message);
-      else if (message.kind === "begin") run = new Run(0, message);
-      else if (run) take(run, message, null);
+      if (message.kind === "settings") fill((found = message));
+      else if (message.kind === "recorded") { look(message); if (found.settings.image && message.told.input) sheet.load(message.told.input); }
+      else if (message.kind === "queued") now.ids.push(message.run);
+      else if (message.kind === "begin") runs.push(new Run(0, message));
+      else take(runs, runs[0], message, 1);
     });
-  } catch (error) { say(error.message); }
+  } catch (error) {
+    const { image, mask_image } = found?.settings || {}, mask = mask_image ? ", brush its mask again," : "";
+    say(image ? `The settings are here again, but the picture that it was made from is not in the file: open that one on the sheet${mask} and draw.` : error.message);
+  }
   busy(false);
-  if (!found) return;
-  const { settings, model } = found, [seed] = [settings.seed].flat();
-  for (const [name, value] of Object.entries({ ...settings, seed, model, scheduler: "", method: "" })) if (form.elements[name]) form.elements[name].value = value ?? "";
-  unknown(form.elements.prompt);
+}
+/** The settings of a run in the form that made it. */
+function fill({ settings, model, scheduler, method }) {
+  const form = settings.image ? $("form-image") : $("form-text"), [seed] = [settings.seed].flat();
+  for (const [name, value] of Object.entries({ ...settings, seed, model, scheduler, method })) if (form.elements[name]) form.elements[name].value = value ?? "";
+  pick($(form.getAttribute("aria-labelledby")));
+  shown(); unknown(form.elements.prompt);
 }
 $("restore").addEventListener("change", ({ target }) => restore(target.files[0]));
 addEventListener("dragover", (event) => event.preventDefault());
@@ -243,7 +252,8 @@ async function know(model) {
   }
   for (const name of ["num_inference_steps", "guidance_scale"]) for (const field of document.querySelectorAll(`[data-settings] [name=${name}]`)) field.placeholder = said[name];
   sheet.size(said.size);
-  $("knows").textContent = now.known ? `The embedded model knows a small world, and these words: ${said.vocabulary.join(", ")}.` : "";
+  $("knows").hidden = !now.known;
+  $("knows").lastElementChild.textContent = now.known ? `A small world, and these words: ${said.vocabulary.join(", ")}.` : "";
   for (const field of document.querySelectorAll("input[name=prompt]")) if (field.value) unknown(field);
 }
 for (const select of document.querySelectorAll("select[name=model]")) select.addEventListener("change", () => know(select.value).catch((error) => say(error.message)));

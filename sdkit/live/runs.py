@@ -7,7 +7,8 @@ record, and what they have recorded is told.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from types import MappingProxyType
 from typing import Any
 
@@ -25,22 +26,49 @@ from sdkit.tasks.generate import stages
 from sdkit.trace.trace import Trace
 from sdkit.unet.maps import AttentionMaps
 
-Messages = Iterator[list[dict[str, Any]]]
+Messages = Generator[list[dict[str, Any]]]
+OF_WORDS = (  # what `compare` takes for each of its runs
+    *("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "scheduler", "method", "model"),
+)
 EVERY = 0.05  # seconds between messages, at least: what comes sooner is told together
 
 
 def generate(studio: Studio, prompt: Any, *, model: str = "", method: str = "", **options: Any) -> Messages:
     """A run from words, or with `image` from a picture; options are those of `stages` that a page has."""
-    loaded, paint = studio.model(model)
+    loaded, paint = studio.model(model), studio.colours(model)
     words, options = limits.text("prompt", prompt), allowed(options)
     if "image" in options:
         options["image"] = uploads.fitted(uploads.picture(options["image"]), loaded.size)
     if "mask_image" in options:
         options["mask_image"] = uploads.fitted(uploads.picture(options["mask_image"]), loaded.size)
     trace, maps = Trace(), AttentionMaps()
-    events = stages(words, model=loaded, hooks=[*_method(method), maps, trace], **options)
+    events = stages(words, model=loaded, hooks=[*method_hooks(method), maps, trace], **options)
     kept = Kept(trace, maps, model=model, method=method)
     yield from follow(studio, kept, events, paint, {"unknown": loaded.unknown_words(words)})
+
+
+def compare(studio: Studio, a: Any, b: Any) -> Messages:
+    """Two runs from words that advance together, a step of the one and a step of the other. Each message says of which
+    `side` it tells: 0 or 1.
+
+    Args:
+        a: the arguments of the one, by name, and `b` those of the other.
+    """
+    for given in (a, b):
+        if not isinstance(given, Mapping) or "prompt" not in given:
+            raise ValueError('each side of a comparison is given as its arguments, such as {"prompt": "a red star"}')
+        for name in given:
+            pick("argument", name, OF_WORDS)
+    sides = {side: generate(studio, **given) for side, given in enumerate((a, b))}
+    with ExitStack() as both:
+        for stream in sides.values():
+            both.enter_context(closing(stream))
+        while sides:
+            for side, stream in list(sides.items()):
+                if told := next(stream, None):
+                    yield [{**message, "side": side} for message in told]
+                else:
+                    del sides[side]
 
 
 def go_on(
@@ -53,9 +81,9 @@ def go_on(
         steps: so many, and then a pause.
     """
     parent = studio.shelf.get(run)
-    model, colours = studio.model(parent.model)
+    model, colours = studio.model(parent.model), studio.colours(parent.model)
     step, changes = whole("step", step, at_least=0), allowed(changes)
-    hooks = _method(parent.method)
+    hooks = method_hooks(parent.method)
     if paint:
         hooks.append(painting.colours(paint, step))
     if look:
@@ -63,7 +91,10 @@ def go_on(
     maps = AttentionMaps()
     trace, events = branching(parent.trace, step, hooks=[*hooks, maps], model=model, changes=changes)
     last = None if steps is None else step + whole("steps", steps, at_least=1) - 1
-    kept = Kept(trace, BranchedHeat(parent.maps, step, maps), model=parent.model, method=parent.method, last=last)
+    kept = Kept(
+        trace, BranchedHeat(parent.maps, step, maps), model=parent.model, method=parent.method, last=last,
+        branched=parent.branched or bool(changes or paint or look),
+    )  # fmt: skip
     words = changes.get("prompt", parent.trace.prompt or "")
     more = {"parent": parent.name, "from": step, "unknown": model.unknown_words(words)}
     yield from follow(studio, kept, events, colours, more, parent.trace, range(step))
@@ -128,7 +159,7 @@ def _step(trace: Trace, step: int, maps: Any, words: Sequence[str], paint: Colou
     return {"kind": "step", **step_values(trace, step, heat, paint, 0, POINTS)}
 
 
-def _method(name: str) -> list[Hook]:
+def method_hooks(name: str) -> list[Hook]:
     return [getattr(gallery, pick("method", name, METHODS))()] if name else []
 
 

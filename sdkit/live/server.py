@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sdkit.live.studio import Studio
 
 BODY = limits.UPLOAD * 2 * 4 // 3 + 2**20  # bytes of a request: a picture and its mask
+SESSIONS = 8  # whose state Gradio keeps, 0.2 MB each; there is nothing in it, and each call is one
 OPEN = ("/gradio_api/startup-events",)  # what Gradio asks itself as it starts
 PATHS = (  # where requests may go; all else of Gradio, its uploads, files and proxies, is shut
     "/web/", "/runs/", "/about", "/wish", "/config", "/gradio_api/info", "/gradio_api/call/", "/gradio_api/queue/",
@@ -86,6 +87,18 @@ def served(studio: Callable[[], Studio], auth: Auth | None, hosts: Iterable[str]
     add_pages(server, studio)
     add_calls(server, studio)
     return server
+
+
+def launched(server: Server, **options: Any) -> tuple[str, str | None]:
+    """Launch it; its address on this computer, and the public one if it is shared."""
+    _, local, public = server.launch(
+        quiet=True, prevent_thread_lock=True, show_error=True, height=900, run_history=False, ssr_mode=False,
+        footer_links=[], state_session_capacity=SESSIONS, **options,
+    )  # fmt: skip
+    queue = server.get_blocks()._queue  # for whose limits `launch` has no arguments
+    queue.max_size = limits.WAITING
+    queue.pending_messages_per_session.max_size = 2 * limits.WAITING  # requests whose answers nobody has fetched yet
+    return local, public
 
 
 def add_pages(server: Any, studio: Callable[[], Studio]) -> None:
@@ -183,6 +196,10 @@ def add_calls(server: Any, studio: Callable[[], Studio]) -> None:
         model: str = "",
     ) -> Any:
         """Go on from a picture (base64, or a data URI), with a mask only where that is white."""
+
+    @call("runs", "compare")
+    def compare(a: dict[str, Any], b: dict[str, Any]) -> Any:
+        """Two runs from words, each with arguments of text_to_image, that advance together; messages say their side."""
 
     @call("runs", "go_on")
     def go_on(

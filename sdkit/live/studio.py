@@ -26,26 +26,32 @@ class Studio:
 
     sources: Mapping[str, Any] = field(default_factory=lambda: {TINY: None})  # what `load` takes
     shelf: Shelf = field(default_factory=Shelf)
-    _models: dict[str, tuple[Model, ColourMap]] = field(default_factory=dict)
-    _lock: Any = field(default_factory=Lock)
+    _models: dict[str, Model] = field(default_factory=dict)
+    _loading: Any = field(default_factory=Lock)
+    _fitting: Any = field(default_factory=Lock)
 
-    def model(self, name: str = "") -> tuple[Model, ColourMap]:
-        """A model, loaded when it is first asked for, and the colours of its latents. "" is the first.
+    def model(self, name: str = "") -> Model:
+        """A model, loaded when it is first asked for. "" is the first.
 
         Raises:
             ValueError: there is none of this name: only those that the page was started with are ever loaded.
         """
         name = pick("model", name or next(iter(self.sources)), list(self.sources))
-        with self._lock:
+        with self._loading:
             if name not in self._models:
-                model = load(self.sources[name])
-                rgb = latent_to_rgb(model)
-                self._models[name] = model, ColourMap(rgb.weight.T, rgb.bias)
+                self._models[name] = load(self.sources[name])
             return self._models[name]
+
+    def colours(self, name: str = "") -> ColourMap:
+        """The colours of a model's latents: a second's work, which the page does not wait for."""
+        model = self.model(name)
+        with self._fitting:
+            rgb = latent_to_rgb(model)
+        return ColourMap(rgb.weight.T, rgb.bias)
 
     def about(self, name: str = "") -> dict[str, Any]:
         """What a page needs to know before the first run."""
-        model, _ = self.model(name)
+        model = self.model(name)
         return {
             "models": list(self.sources),
             "vocabulary": list(model.vocabulary),
@@ -64,7 +70,7 @@ class Studio:
     def maker(self, settings: Mapping[str, Any]) -> str:
         """Which model of this page made a file: known by its weights, whatever name the file has for it."""
         for name in self.sources:
-            if self.model(name)[0].fingerprint() == settings.get("model_hash"):
+            if self.model(name).fingerprint() == settings.get("model_hash"):
                 return name
         made = settings.get("model")
         raise ValueError(f"the file was made by another model, {told(made)}; start the page with it to open the file")

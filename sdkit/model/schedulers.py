@@ -9,6 +9,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -395,6 +396,16 @@ def plain(scheduler: Any) -> dict[str, Any]:
         for name, value in dict(scheduler.config).items()
         if not name.startswith("_") and not (isinstance(value, float) and math.isinf(value))
     }
+
+
+def named(config: Mapping[str, Any], model_scheduler: Any) -> str | None:
+    """The short name that makes a scheduler of this `plain` configuration for a model; None if none does."""
+    for name in SCHEDULERS:
+        if _NAMED[name.removesuffix("_karras")][0] == config.get("class"):
+            with suppress(ValueError):  # its package is not installed
+                if plain(_named(name, model_scheduler)) == config:
+                    return name
+    return None
 
 
 def step_back(

@@ -35,7 +35,7 @@ NOT_HELD = (
     "masked_image_latents",
     "cross_attention_kwargs",
 )  # tensors that a record mentions and does not hold
-_ACTED = ("stopped_after", "visited", "given")  # what hooks asked of the run, beside edits
+ACTED = ("stopped_after", "visited", "given")  # what hooks asked of the run, beside edits
 NEEDED = ("prompt", "seed", "model", "scheduler", "versions", "index")  # in a PNG that is to be made again
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale")  # that a branch may make
 
@@ -108,7 +108,7 @@ def rerun(
         if (record.get(name) is None) != (picture is None):
             advice = f"give that picture as {name}" if picture is None else f"leave {name} out"
             raise ValueError(f"{path} was made {'without' if picture is not None else 'from'} {name}; {advice}")
-    edited_by = [*record.get("edited_by", []), *(name for name in _ACTED if name in record)]
+    edited_by = [*record.get("edited_by", []), *(name for name in ACTED if name in record)]
     if edited_by and not hooks:
         names = ", ".join(edited_by)
         warnings.warn(f"{path} was edited by hooks, which settings do not hold: {names}; give them again", stacklevel=2)
@@ -122,7 +122,7 @@ def rerun(
     differs = differences(record, result.settings)
     if differs:
         warnings.warn(f"{path} may come out otherwise: {'; '.join(differs)}", stacklevel=2)
-    same = not differs and all(result.settings.get(name) == record.get(name) for name in ("edited_by", *_ACTED))
+    same = not differs and all(result.settings.get(name) == record.get(name) for name in ("edited_by", *ACTED))
     if same and not same_pixels(path, result.images[index]):
         warnings.warn(
             f"the pixels in {path} are not those that its settings make here: it was changed after it was made, or "

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 import sdkit
@@ -29,6 +30,14 @@ def test_of_a_decoder_that_is_linear_it_finds_the_very_map(tiny, monkeypatch):
     assert torch.allclose(found.weight, weight, atol=1e-4)
     assert torch.allclose(found.bias, bias, atol=1e-4)
     assert found.r2 > 0.9999
+
+
+def test_the_embedded_model_has_the_map_that_would_be_fitted_to_it(tiny):
+    kept, fitted = sdkit.latent_to_rgb(tiny), previews._fit(tiny)
+    assert kept is previews._fitted[tiny.fingerprint()]
+    assert torch.allclose(kept.weight, fitted.weight, atol=2e-4)
+    assert torch.allclose(kept.bias, fitted.bias, atol=2e-4)
+    assert (kept.r2, kept.psnr) == pytest.approx((fitted.r2, fitted.psnr), abs=0.01)
 
 
 def test_it_is_fitted_once_for_the_same_weights_and_anew_for_others(sd1):

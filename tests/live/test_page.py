@@ -215,11 +215,14 @@ def test_two_runs_are_compared(page, tiny):
     browser = page()
     click(browser, "#tab-compare")
     for side in (0, 1):
-        settings(browser, f"[data-side='{side}']", seed=side, num_inference_steps=4)
+        settings(browser, f"[data-side='{side}']", seed=side, num_inference_steps=20)
     click(browser, "#form-compare .solid")
+    until(browser, "document.querySelectorAll('.lane output b').length === 2")
+    now = [output.text.split()[1] for output in browser.find_elements(By.CSS_SELECTOR, ".lane output b")]
+    assert "picture" not in now  # both are on their way
     ended(browser, lanes=2)
     for side, prompt in enumerate((STAR, "a red heart on a blue background")):
-        drawn = sdkit.text_to_image(prompt, model=tiny, seed=side, num_inference_steps=4).image
+        drawn = sdkit.text_to_image(prompt, model=tiny, seed=side, num_inference_steps=20).image
         assert equal(picture(browser, side), drawn)
 
 
@@ -247,6 +250,25 @@ def test_a_picture_that_was_taken_away_brings_the_run_back(page, tmp_path):
     assert equal(picture(browser), before)
     until(browser, f"document.querySelector('#form-text [name=prompt]').value === '{STAR}'")
     assert browser.find_element(By.CSS_SELECTOR, "#form-text [name=seed]").get_attribute("value") == "7"
+
+
+def test_a_picture_made_from_another_brings_all_back_but_that_one(page, tiny, tmp_path):
+    first = sdkit.text_to_image(STAR, model=tiny, seed=7, num_inference_steps=6).image
+    first.save(tmp_path / "first.png")
+    made = sdkit.image_to_image(
+        first, "a green star", model=tiny, strength=0.5, seed=3, num_inference_steps=6, scheduler="euler"
+    )
+    made.save(tmp_path / "second.png")
+    browser = page()
+    element(browser, "#restore").send_keys(str(tmp_path / "second.png"))
+    until(browser, "!document.getElementById('said').hidden && !document.querySelector('form .solid').disabled")
+    said = browser.find_element(By.ID, "said").text
+    assert said.endswith("the picture that it was made from is not in the file: open that one on the sheet and draw.")
+    element(browser, "#pad-file").send_keys(str(tmp_path / "first.png"))
+    until(browser, "document.getElementById('said').hidden")
+    click(browser, "#form-image .solid")
+    ended(browser)
+    assert equal(picture(browser), made.image)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

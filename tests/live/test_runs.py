@@ -112,6 +112,39 @@ def test_other_words_from_a_step_on_are_a_branch(studio, tiny):
     assert kept.maps.heat("heart", step=3).max() == 1
 
 
+def test_two_runs_advance_together_each_as_if_alone(studio):
+    heart = {"prompt": "a red heart", "seed": 3, "num_inference_steps": 3, "scheduler": "euler", "method": "free_u"}
+    everything = messages(runs.compare(studio, {"prompt": STAR, **FEW}, heart))
+    steps = [one["side"] for one in everything if one["kind"] == "step"]
+    assert steps == [0, 1, 0, 1, 0, 1, 0, 0]
+    ends = {one["side"]: studio.shelf.get(one["run"]).trace for one in everything if one["kind"] == "end"}
+    assert torch.equal(ends[0].latents, run_of(studio).trace.latents)
+    assert torch.equal(ends[1].latents, run_of(studio, **heart).trace.latents)
+
+
+def test_who_leaves_a_comparison_ends_both_runs(studio):
+    stream = runs.compare(studio, {"prompt": STAR, **FEW}, {"prompt": "a cat", **FEW})
+    names = [message["run"] for _ in range(2) for message in next(stream)]
+    next(stream)  # the first step of the one
+    stream.close()
+    assert [studio.shelf.get(name).trace.steps for name in names] == [[0, 1], []]
+
+
+@pytest.mark.parametrize(
+    ("side", "match"),
+    [
+        ({"prompt": STAR, "hooks": []}, "unknown argument 'hooks'"),
+        ({"seed": 7}, "each side of a comparison"),
+        ("a star", "each side of a comparison"),
+        ({"prompt": STAR, "num_inference_steps": 1000}, "at most 100"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_said_in_one_sentence(studio, side, match):
+    for a, b in (({"prompt": STAR}, side), (side, {"prompt": STAR})):
+        with pytest.raises(ValueError, match=match):
+            messages(runs.compare(studio, a, b))
+
+
 def test_stop_keeps_the_picture_that_was_predicted(studio):
     stream = runs.generate(studio, STAR, **FEW)
     (queued,) = next(stream)
@@ -321,6 +354,44 @@ def test_a_picture_that_is_brought_again_is_drawn_again(studio):
     assert equal(shown(end["picture"]), run.trace.images[0])
 
 
+def test_a_picture_of_a_method_is_drawn_again_with_it(studio):
+    run = run_of(studio, scheduler="euler", method="apg")
+    settings, *_, end = messages(looking.restore(studio, as_sent(download(run, "picture.png")[0])))
+    assert (settings["scheduler"], settings["method"]) == ("euler", "apg")
+    assert equal(shown(end["picture"]), run.trace.images[0])
+
+
+@pytest.mark.parametrize("scheduler", ["", "euler", "dpmpp_2m_karras"])
+def test_what_a_picture_was_made_from_is_missing_and_all_else_is_there(studio, scheduler):
+    start = sent(Image.new("RGB", (128, 128), "red"))
+    run = run_of(studio, image=start, mask_image=start, strength=0.5, scheduler=scheduler)
+    stream = looking.restore(studio, as_sent(download(run, "picture.png")[0]))
+    (found,) = next(stream)
+    assert found["scheduler"] == scheduler or (scheduler, found["scheduler"]) == ("", "ddim")
+    assert {**found["settings"], "index": 0} == {**run.trace.settings, "index": 0}
+    with pytest.raises(ValueError, match="made from image, which its file does not hold; give it again"):
+        next(stream)
+
+
+def test_the_picture_of_a_branch_says_that_its_words_alone_would_make_another(studio, tiny, tmp_path):
+    run = run_of(studio)
+    same, other = (
+        studio.shelf.get(told(runs.go_on(studio, run.name, 2, **change), "end")[0]["run"])
+        for change in ({}, {"prompt": "a cat"})
+    )
+    (*_, again) = messages(looking.restore(studio, as_sent(download(same, "picture.png")[0])))
+    assert equal(shown(again["picture"]), run.trace.images[0])
+    with pytest.raises(ValueError, match="changed on its way by a branch, which its trace holds; open that"):
+        messages(looking.restore(studio, as_sent(download(other, "picture.png")[0])))
+    (end,) = told(runs.go_on(studio, other.name, 3), "end")  # and so of what goes on from it
+    assert studio.shelf.get(end["run"]).branched
+    _, again = messages(looking.restore(studio, as_sent(download(other, "trace.safetensors")[0])))
+    assert studio.shelf.get(again["run"]).branched
+    (tmp_path / "cat.png").write_bytes(download(other, "picture.png")[0])
+    with pytest.warns(UserWarning, match="edited by hooks, which settings do not hold: a branch"):
+        sdkit.rerun(tmp_path / "cat.png", model=tiny)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -330,6 +401,10 @@ def test_a_picture_that_is_brought_again_is_drawn_again(studio):
         ({"num_inference_steps": 5000}, "at most 100 steps"),
         ({"timesteps": list(range(999, 0, -1)), "num_inference_steps": None}, "at most 100 steps"),
         ({"image": "ab"}, "made from image"),
+        ({"edited_by": ["mine"]}, "changed on its way by mine"),
+        ({"stopped_after": 2}, "changed on its way by stopped_after"),
+        ({"scheduler": 7}, "damaged"),
+        ({"edited_by": 7}, "damaged"),
     ],
 )
 def test_a_file_that_asks_for_more_than_the_page_allows_is_refused(studio, tmp_path, change, match):
@@ -349,4 +424,4 @@ def test_only_models_that_the_page_was_started_with_are_loaded():
     studio = Studio({"mine": None})
     with pytest.raises(ValueError, match="unknown model"):
         studio.model("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    assert studio.model("mine")[0].name == "sdkit/tiny"
+    assert studio.model("mine").name == "sdkit/tiny"

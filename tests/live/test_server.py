@@ -1,10 +1,13 @@
 """The page over HTTP, as programs and strangers meet it."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from visiting import sent, shown
 
 import sdkit
 from sdkit import cli
+from sdkit.live import limits
+from sdkit.live.stubs import unwritten
 
 pytest.importorskip("gradio", reason="the live page needs the extra 'app'")
 httpx = pytest.importorskip("httpx")
@@ -45,7 +50,7 @@ def test_a_program_of_ten_lines_draws_a_picture(address, tmp_path, monkeypatch, 
 def test_the_api_is_described(client):
     calls = client.view_api(return_format="dict")["named_endpoints"]
     assert set(calls) == {
-        *("/text_to_image", "/image_to_image", "/go_on", "/noised", "/inspect", "/interpolate", "/restore")
+        *("/text_to_image", "/image_to_image", "/compare", "/go_on", "/noised", "/inspect", "/interpolate", "/restore")
     }
     names = [one["parameter_name"] for one in calls["/go_on"]["parameters"]]
     assert names == ["run", "step", "steps", "prompt", "negative_prompt", "guidance_scale", "paint", "look"]
@@ -93,6 +98,29 @@ def test_a_visitor_who_leaves_makes_room_for_the_next(address):
         run = json.loads(line.removeprefix("data: "))[0][0]["run"]
         answer = http.get(f"runs/{run}/picture.png")
     assert (answer.status_code, answer.text) == (404, "this run was left before its picture; go on with it first")
+
+
+def test_who_comes_when_too_many_wait_is_told_at_once(studio, monkeypatch):
+    from sdkit.live.server import launched, served
+
+    monkeypatch.setattr(limits, "WAITING", 2)
+    free = threading.Event()
+    server = served(lambda: free.wait(60) and studio, None, None)
+    address, _ = launched(server)
+    with httpx.Client(base_url=address, timeout=60) as http:
+        ask = partial(
+            http.post, "gradio_api/call/v2/text_to_image", json={"prompt": "a star", "num_inference_steps": 1}
+        )
+        first = ask()
+        while server.get_blocks()._queue.get_active_worker_count() == 0:
+            time.sleep(0.01)
+        others = [ask() for _ in range(3)]
+        assert [one.status_code for one in (first, *others)] == [200, 200, 200, 503]
+        free.set()
+        last = http.get(f"gradio_api/call/text_to_image/{others[1].json()['event_id']}").text
+        assert '"kind": "end"' in last
+        assert ask().status_code == 200
+    server.get_blocks().close()
 
 
 @pytest.mark.parametrize(
@@ -177,3 +205,14 @@ def test_a_picture_can_be_sent_by_a_program(client):
 def test_the_page_stands_before_torch_is_imported():
     code = "import sys; from sdkit.live.server import served; served(None, None, None); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_gradio_alone_finds_no_source_to_make_stubs_of():
+    ask = {"__name__": "gradio.component_meta", "kind": Path}
+    there = inspect.getfile(Path)
+    exec("def asked(): return __import__('inspect').getfile(kind)", ask)
+    with unwritten():
+        assert inspect.getfile(Path) == there
+        with pytest.raises(OSError, match="no stub"):
+            ask["asked"]()
+    assert ask["asked"]() == there
