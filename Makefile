@@ -6,7 +6,7 @@ BIN := .venv/bin
 LOWEST := tests/test_noise.py tests/model tests/process/test_adapters.py tests/show/test_figures.py \
 	tests/show/test_film.py tests/many/test_jobs.py tests/tasks/test_generate.py tests/tasks/test_read_prompt.py
 
-.PHONY: demo test test-slow test-lowest coverage check notebooks release clean
+.PHONY: demo test test-slow test-lowest coverage mutants check notebooks release clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -29,6 +29,12 @@ test-lowest: .venv-lowest/installed
 # The fast suite, and which lines of sdkit/ it does not reach.
 coverage: .venv/developed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term --cov-fail-under=95
+
+# Small faults, put one by one into what all the rest stands on: how many of them the tests see. Hours.
+mutants: .venv/developed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mutants]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 1
+	$(BIN)/python -m mutmut results
 
 check: .venv/developed
 	$(BIN)/ruff check

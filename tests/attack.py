@@ -2,6 +2,7 @@
 
 import copy
 import dis
+import gc
 import linecache
 import os
 import signal
@@ -79,18 +80,22 @@ def damaged_bytes(data, whole):
 
 class Lines:
     """Every line of sdkit that runs within this scope, in this thread; at the n-th of them, counted from 0, something
-    is done, such as to raise."""
+    is done, such as to raise. The garbage collector waits: what it ends is of other runs, and keeps interrupts to
+    itself."""
 
     def __init__(self, at=None, do=None):
         self.at, self.do, self.passed = at, do, []
 
     def __enter__(self):
-        self.before = sys.gettrace()
+        self.before, self.collects = sys.gettrace(), gc.isenabled()
+        gc.disable()
         sys.settrace(self._called)
         return self
 
     def __exit__(self, *_):
         sys.settrace(self.before)
+        if self.collects:
+            gc.enable()
 
     def _called(self, frame, _what, _argument):
         return self._line if frame.f_code.co_filename.startswith(ROOT) else None

@@ -253,6 +253,8 @@ MAKERS = {
     "sd2": lambda folder: random_pipeline(folder, "v_prediction", **SD2),
     "sdxl": random_xl_pipeline,
 }
+# The fast suite leaves out Stable Diffusion 2, which is 1 with another text encoder and another kind of prediction.
+EACH_FAMILY = [pytest.param(name, marks=pytest.mark.slow) if name == "sd2" else name for name in MAKERS]
 
 
 @pytest.fixture(scope="module")

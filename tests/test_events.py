@@ -1,5 +1,6 @@
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from sdkit import Event, Stage, on, run, tap
 from sdkit.events import Edit, show, within
+from sdkit.noise import NoiseLevel
 
 
 def countdown(x):
@@ -266,3 +268,114 @@ def test_a_part_lies_within_itself_and_what_holds_it_and_not_within_what_begins_
     assert not within("up_blocks.10", "up_blocks.1")
     assert within(None, None)
     assert not within(None, "mid_block")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "sentence"),
+    [
+        (5, "hooks must be a list of functions, but is 5"),
+        ("print", "hooks must be a list of functions, but is 'print'"),
+        ([print, "trace"], "a hook is a function that takes an Event, but hooks holds 'trace'"),
+        ([dict], "hooks holds the class dict; make one of it: hooks=[dict()]"),
+    ],
+    ids=str,
+)
+def test_what_are_no_hooks_is_said(hooks, sentence):
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        run(countdown(torch.ones(1)), hooks)
+
+
+@pytest.mark.parametrize("steps", ["0", b"0", 5, [1.5], [0, True], ["0"], (None,), np.array([0.5])], ids=str)
+def test_steps_are_whole_numbers_in_a_list_or_a_range(steps):
+    told = steps.tolist() if isinstance(steps, np.ndarray) else steps
+    sentence = f"steps must be a list or a range of whole numbers, or None, but is {told!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        on(Stage.LATENT, steps=steps)
+
+
+def test_a_layer_is_a_name():
+    with pytest.raises(TypeError, match=r"^layer must be a name, such as 'mid_block', or None, but is 3$"):
+        on(Stage.BLOCK, layer=3)
+
+
+def test_a_stage_that_is_none_is_told():
+    with pytest.raises(ValueError, match=r"^unknown stage 'latents'; expected one of tokens, "):
+        on("latents")
+
+
+@pytest.mark.parametrize("steps", [[1, 3], (1, 3), {1, 3}, range(1, 4, 2), np.array([1, 3]), [np.int64(1), 3]], ids=str)
+def test_a_narrowed_hook_is_called_at_its_steps_and_in_its_layer_alone(steps):
+    called = []
+    hook = on(Stage.BLOCK, layer="up_blocks.1", steps=steps)(lambda event: called.append((event.step, event.layer)))
+    for step in range(5):
+        for layer in ("up_blocks.1", "up_blocks.1.resnets.0", "up_blocks.2", None):
+            hook(Event(Stage.BLOCK, torch.ones(1), step=step, layer=layer))
+    assert called == [(step, layer) for step in (1, 3) for layer in ("up_blocks.1", "up_blocks.1.resnets.0")]
+    assert (hook.stages, hook.layer) == ({Stage.BLOCK}, "up_blocks.1")
+
+
+def test_a_narrowed_hook_has_the_name_and_the_words_of_its_hook():
+    def darken(event):
+        """Darker."""
+
+    narrowed = on(Stage.IMAGE)(darken)
+    assert (narrowed.__name__, narrowed.__qualname__, narrowed.__doc__) == ("darken", "darken", "Darker.")
+
+
+def test_a_hook_that_is_an_object_has_the_name_of_its_class():
+    class Watcher:
+        def __call__(self, _event):
+            raise RuntimeError("seen enough")
+
+    with pytest.raises(RuntimeError) as error:
+        run(countdown(torch.ones(1)), [Watcher()])
+    assert error.value.__notes__ == ["raised by hook 'Watcher' at stage 'latent', step 0 (t=999)"]
+
+
+def test_what_is_to_be_called_later_is_called_once_with_what_everybody_left():
+    left = []
+
+    def keep(event):
+        event.later(look)
+        event.later(look)
+        event.value = event.value + 1
+
+    def look(event):
+        left.append((str(event), event.value.item()))
+
+    shown = show(Event(Stage.IMAGE, torch.zeros(1)), [keep])
+    event = next(shown)
+    event.value = event.value * 5
+    assert left == []
+    list(shown)
+    assert left == [("stage 'image'", 5.0)]
+
+
+def test_a_loop_that_leaves_in_the_middle_has_seen_what_was():
+    left = []
+    shown = show(
+        Event(Stage.IMAGE, torch.ones(1)), [lambda event: event.later(lambda one: left.append(one.value.item()))]
+    )
+    next(shown)
+    shown.close()
+    assert left == [1.0]
+
+
+def test_a_change_in_place_passes_unseen_under_inference_mode():
+    with torch.inference_mode():
+        events = countdown(torch.ones(2))
+        next(events).value.mul_(2)
+        assert torch.equal(next(events).value, torch.full((2,), 4.0))
+        events.close()
+
+
+def test_an_event_knows_its_level_where_its_run_wrote_one_down():
+    level = SimpleNamespace(levels={3: NoiseLevel(500, 0.6, 0.8)})
+    known = Event(Stage.NOISE, torch.ones(1), step=3, run=level)
+    assert (known.alpha, known.sigma) == (0.6, 0.8)
+    for other in (
+        Event(Stage.NOISE, torch.ones(1), step=3),
+        Event(Stage.TEXT, torch.ones(1), run=level),
+        Event(Stage.NOISE, torch.ones(1), step=4, run=level),
+    ):
+        assert (other.alpha, other.sigma) == (None, None)

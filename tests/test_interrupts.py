@@ -265,6 +265,7 @@ for share in (2, 10**9):
 """
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_cut_short_after_it_was_opened_says_so(saved, tmp_path):
     path = saved.trace.save(tmp_path / "run.safetensors")
     saved.trace.save(tmp_path / "again.safetensors")

@@ -77,6 +77,7 @@ def test_progress_is_true_or_false(tiny):
         sdkit.text_to_image("a red star", model=tiny, progress="no")
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_it_does_in_a_terminal(tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))

@@ -319,6 +319,7 @@ def test_inspect_as_json(star, tmp_path, capsys):
     assert len(said["channels"]) == 4
 
 
+@pytest.mark.slow
 def test_invert_goes_there_and_back_and_keeps_the_trace(star, tmp_path, capsys):
     files = ["-o", str(tmp_path / "back.png"), "--trace", str(tmp_path / "way.safetensors")]
     words, edit = "a red star on a blue background", "a green star on a blue background"

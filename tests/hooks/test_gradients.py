@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from conftest import MAKERS
+from conftest import EACH_FAMILY
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite.pipeline_stable_diffusion_attend_and_excite import (  # noqa: E501
     StableDiffusionAttendAndExcitePipeline,
 )
@@ -35,7 +35,7 @@ def make(name, scale):
 NAMES = ["attend_and_excite", "dps", "freedom", "freedom on pixels", "layout", "self_guidance"]
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_changes_the_picture_of_every_family(name, family, models):
     for scheduler in SCHEDULERS[family]:
@@ -112,7 +112,7 @@ def test_attend_and_excite_is_that_of_diffusers(thresholds, models):
     assert (latents(model, num_inference_steps=4) - theirs).norm() / theirs.norm() > 1e-3
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])
 def test_a_loss_gets_smaller_as_freedom_gets_stronger(family, scheduler, models):
     powers = [

@@ -5,7 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
-from conftest import MAKERS
+from conftest import EACH_FAMILY, MAKERS
 from diffusers import guiders
 from diffusers.pipelines.deprecated.semantic_stable_diffusion.pipeline_semantic_stable_diffusion import (
     SemanticStableDiffusionPipeline,
@@ -64,7 +64,7 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("name", HOOKS)
 def test_each_changes_the_picture_of_every_family(name, family, models, worse):
     model, hook = models[family], HOOKS[name](worse[family])
@@ -152,7 +152,7 @@ def by_diffusers(kind, model, **arguments):
 
 
 @pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_pag_is_that_of_diffusers(family, guidance_scale, models):
     kind = diffusers.StableDiffusionXLPAGPipeline if family == "sdxl" else diffusers.StableDiffusionPAGPipeline
     theirs = by_diffusers(kind, models[family], pag_scale=3.0, guidance_scale=guidance_scale)
@@ -302,7 +302,7 @@ def test_a_model_is_no_worse_than_itself(models):
     close(latents(models["sd1"], hooks.autoguidance(models["sd1"], 3.0)), latents(models["sd1"]))
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_composing_a_prompt_with_itself_guides_by_the_sum_of_the_weights(family, models):
     twice = latents(models[family], hooks.compose(PROMPT, weights=[2.5]), guidance_scale=2.5)
     close(twice, latents(models[family], guidance_scale=5.0))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import MAKERS
+from conftest import EACH_FAMILY
 
 import sdkit
 from sdkit import Stage, hooks
@@ -36,7 +36,7 @@ class Turned:
         return features @ self.axes.T
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_the_x0_of_each_half_is_what_its_prediction_stands_for(family, models):
     model, trace, shown = models[family], sdkit.Trace(["latent", "noise", "guided", "denoised"]), {}
     hook = hooks.preview_halves(lambda step, *pictures: shown.update({step: pictures}), every=1)
@@ -66,7 +66,7 @@ def test_without_guidance_both_halves_are_the_one_there_is(models):
 
 
 @pytest.mark.parametrize("stage", ["attention", "self_attention"])
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_entropy_is_that_of_the_weights(family, stage, models):
     model, trace, found = models[family], sdkit.Trace([stage]), {}
     hook = hooks.attention_entropy(lambda step, layer, value: found.update({(step, layer): value}), stage)
@@ -129,7 +129,7 @@ def test_labels_and_traces_have_to_agree(models):
         hooks.fit_probe([trace], torch.tensor([0, 1, 1]))
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_an_autoencoder_that_edits_nothing_changes_no_bit_however_badly_it_reconstructs(family, models):
     model = models[family]
     shapes = []

@@ -86,6 +86,7 @@ def run():
     return trace
 
 
+@pytest.mark.slow
 def test_a_run_settles_coarse_shapes_first_and_details_last(run):
     spectra = sdkit.describe(run).spectra
     assert spectra.stage is Stage.DENOISED

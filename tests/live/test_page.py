@@ -126,6 +126,7 @@ def test_pause_look_and_go_on_is_the_run_itself(page, tiny):
     assert equal(picture(browser), sdkit.text_to_image(STAR, model=tiny, seed=7, num_inference_steps=40).image)
 
 
+@pytest.mark.slow
 def test_other_words_from_a_step_on_stand_beside_the_first_run(page, tiny):
     browser = page()
     draw(browser)
@@ -218,14 +219,15 @@ def test_two_runs_are_compared(page, tiny):
         settings(browser, f"[data-side='{side}']", seed=side, num_inference_steps=20)
     click(browser, "#form-compare .solid")
     until(browser, "document.querySelectorAll('.lane output b').length === 2")
-    now = [output.text.split()[1] for output in browser.find_elements(By.CSS_SELECTOR, ".lane output b")]
-    assert "picture" not in now  # both are on their way
+    told = "return [...document.querySelectorAll('.lane output b')].map((one) => one.textContent)"
+    assert not any("picture" in text for text in browser.execute_script(told))  # both are on their way
     ended(browser, lanes=2)
     for side, prompt in enumerate((STAR, "a red heart on a blue background")):
         drawn = sdkit.text_to_image(prompt, model=tiny, seed=side, num_inference_steps=20).image
         assert equal(picture(browser, side), drawn)
 
 
+@pytest.mark.slow
 def test_a_film_is_made(page):
     browser = page()
     click(browser, "#tab-film")

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from carried import random_controlnet, with_controlnet
-from conftest import MAKERS, random_pipeline
+from conftest import EACH_FAMILY, MAKERS, random_pipeline
 from test_parity import photo
 
 import sdkit
@@ -87,7 +87,7 @@ def test_gradients_flow_through_a_prediction_and_its_attention_where_they_are_as
     assert lengths[0] > 0
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_words_can_change_at_any_step_and_the_trace_has_what_each_heard(pipelines, family):
     model = sdkit.load(pipelines[family])
     other, _ = model.encode_text(model.tokenize(["a blue cat", "a blue cat"]))
@@ -108,7 +108,7 @@ def test_words_can_change_at_any_step_and_the_trace_has_what_each_heard(pipeline
     assert changed.settings["edited_by"] == ["swap"]
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_rows_beyond_the_two_halves_are_asked_and_rows_left_out_are_not(pipelines, family):
     seen = []
 

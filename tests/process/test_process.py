@@ -140,7 +140,7 @@ def test_the_words_of_another_prompt_make_its_picture(sd1, stage):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("stage", [Stage.NOISE, Stage.GUIDED])
+@pytest.mark.parametrize("stage", [pytest.param(Stage.NOISE, marks=pytest.mark.slow), Stage.GUIDED])
 def test_the_predictions_of_another_prompt_make_its_picture(sd1, stage, scheduler):
     other = events_of(sd1, "a blue fish", scheduler=scheduler)
     result = picture(sd1, scheduler=scheduler, hooks=[replay(other, stage)])

@@ -22,6 +22,7 @@ def test_the_operations_of_a_linear_layer_and_a_convolution_are_their_products()
     assert counted == 2 * (2 * 7 * 5) + 2 * (3 * 4 * 9 * 64)
 
 
+@pytest.mark.slow
 def test_the_unet_of_stable_diffusion_1_costs_what_is_known_of_it():
     """860 million parameters, and about 0.8 TFLOP for one prediction at 64x64 latents; on pixels hundreds of times."""
     with torch.device("meta"):

@@ -40,6 +40,7 @@ def test_a_seed_is_that_of_the_reverse_process():
         assert torch.equal(noise[i], torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(7 + i)))
 
 
+@pytest.mark.slow
 def test_step_by_step_has_the_distribution_of_the_closed_form():
     """Of 512 samples from one latent: mean and variance at each level, and the correlation between two levels."""
     levels, count = [49, 299, 699], 512

@@ -124,6 +124,7 @@ def test_ddim_from_the_noise_found_gives_the_latents_back_with_either_prediction
     assert (back.latents - z).norm() / z.norm() < 1e-2
 
 
+@pytest.mark.slow
 def test_refinement_is_what_brings_it_back(drawn):
     residuals = {}
     for refinements in (0, 10):

@@ -211,6 +211,7 @@ def test_a_straight_line_between_two_latents_decodes_to_plausible_pictures(tiny)
     assert outside.mean() < 0.1  # of a range of 2
 
 
+@pytest.mark.slow
 def test_image_to_image_recolours_a_thing_and_keeps_its_place(tiny):
     kinds = [kind for kind in KINDS if kind != "star"] * 2
     drawn = [drawing.draw_with_facts(f"a purple {kind}", seed) for seed, kind in enumerate(kinds)]
@@ -254,6 +255,7 @@ def test_a_negative_prompt_removes_what_it_names(tiny):
     assert (again == colours).float().mean() <= 0.2
 
 
+@pytest.mark.slow
 def test_neighbouring_seeds_give_different_pictures(tiny):
     pictures = [np.asarray(image, dtype=float) for image in sdkit.text_to_image(["a star"] * 6, seed=7).images]
     apart = [np.abs(a - b).mean() for i, a in enumerate(pictures) for b in pictures[:i]]

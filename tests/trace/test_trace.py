@@ -293,6 +293,7 @@ def test_a_branch_needs_the_steps_before_it(sd1):
         unseeded.branch(2)
 
 
+@pytest.mark.slow
 def test_another_process_opens_and_branches_a_trace(tiny, tmp_path):
     trace = Trace()
     result = sdkit.text_to_image("a red star", seed=3, num_inference_steps=4, scheduler="dpmpp_2m", hooks=[trace])
