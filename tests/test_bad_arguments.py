@@ -429,7 +429,11 @@ class Blank:
 
 
 SLOW = {
+    "AttentionMaps",
     "cost",
+    "hooks.ablate",
+    "hooks.local_blend",
+    "plots.histograms",
     "interpolate",
     "interpolate between seeds",
     "plots.words_over_time of all words",

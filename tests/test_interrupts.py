@@ -238,7 +238,7 @@ def kill_each(folder, most):
         print(name)
 
 
-@places(6, 200)
+@places(2, 200)
 def test_a_kill_while_a_file_is_saved_leaves_a_whole_file(saved, tmp_path, most):
     saved.trace.save(tmp_path / "run.safetensors")
     command = [sys.executable, "-c", KILLED, Path(__file__).parent, tmp_path, str(most)]

@@ -48,7 +48,8 @@ def test_the_python_blocks_of_the_tour_run(tmp_path, monkeypatch):
     assert len(session["walk"].images) == 4
 
 
-@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/tour.md", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
 def test_the_command_lines_run(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks(TEXTS[name], "bash") for line in block.splitlines()]

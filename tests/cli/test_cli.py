@@ -273,6 +273,7 @@ def test_help_shows_every_setting_under_diffusers_name():
     assert ungrouped.count("--") == 1
 
 
+@pytest.mark.slow
 def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
     first, second = str(tmp_path / "out.png"), str(tmp_path / "again.png")
     assert main(["generate", "a star", "--seed", "3", "--num-inference-steps", "2", "-o", first]) == 0

@@ -263,6 +263,7 @@ def test_a_word_is_attended_to_where_it_is_painted(tiny):
     assert (seen[3.0][:, 8:] < seen[0.0][:, 8:]).all()
 
 
+@pytest.mark.slow
 def test_words_can_be_mixed(tiny):
     eye = judge.trained_eye()
     pictures = [paint("a red star on a white background", 3, hooks.mix_words("star", "heart", x)) for x in (0.0, 1.0)]
@@ -272,6 +273,7 @@ def test_words_can_be_mixed(tiny):
         draw(hooks.mix_words("star", "zebra"))
 
 
+@pytest.mark.slow
 def test_padding_carries_the_background(tiny):
     """Without what the padding has read, the background comes out as chance has it; with it alone, it is there."""
     prompt, rim = "a red star on a blue background", []

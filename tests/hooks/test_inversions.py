@@ -62,6 +62,7 @@ def deep(tmp_path_factory):
     return random_pipeline(folder, sample_size=16, block_out_channels=(16, 32, 32), **crossed)
 
 
+@pytest.mark.slow
 def test_ledits_is_that_of_diffusers_on_ddim(deep, monkeypatch):
     pipeline = deep
     model, picture, steps, shape = sdkit.load(pipeline), draw("a red star", seed=3), 5, (1, 4, 16, 16)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SD2, random_pipeline, random_xl_pipeline
+from conftest import EACH_FAMILY, SD2, random_pipeline, random_xl_pipeline
 from PIL import Image
 
 import sdkit
@@ -138,7 +138,7 @@ def test_pictures_of_any_kind_are_taken(drawings, tmp_path):
     assert isinstance(sdkit.decode(sdkit.encode(drawings[0]))[0], Image.Image)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_every_function_runs_on_components_of_every_family(family, tmp_path):
     makers = {"sd1": random_pipeline, "sdxl": random_xl_pipeline}
     makers["sd2"] = lambda folder: random_pipeline(folder, "v_prediction", **SD2)

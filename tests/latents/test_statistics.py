@@ -101,6 +101,7 @@ def test_a_run_settles_coarse_shapes_first_and_details_last(run):
     assert "waves a picture, and the step at which they are settled" in str(sdkit.describe(run))
 
 
+@pytest.mark.slow
 def test_noising_loses_details_first_and_coarse_shapes_last():
     trace = sdkit.diffuse([draw("a red star", seed=3), draw("a cat", seed=4)], 40, seed=1)
     spectra = sdkit.describe(trace).spectra

@@ -83,6 +83,7 @@ def equal(a, b):
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_as_it_forms(page, tiny):
     browser = page()
     draw(browser, steps=30)
@@ -148,6 +149,7 @@ def test_other_words_from_a_step_on_stand_beside_the_first_run(page, tiny):
     assert canvas(browser, "x0", 0) == canvas(browser, "x0", 1)
 
 
+@pytest.mark.slow
 def test_a_brush_paints_on_the_predicted_picture_and_on_a_word(page):
     browser = page()
     draw(browser)
@@ -166,6 +168,7 @@ def test_a_brush_paints_on_the_predicted_picture_and_on_a_word(page):
     assert any("painted" in one.text for one in browser.find_elements(By.CSS_SELECTOR, ".facts dd"))
 
 
+@pytest.mark.slow
 def test_stop_keeps_what_is_there(page):
     browser = page()
     draw(browser, steps=60)
@@ -176,6 +179,7 @@ def test_stop_keeps_what_is_there(page):
     assert int(browser.find_element(By.CSS_SELECTOR, ".track input").get_attribute("max")) < 60
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_masked_and_gone_on_with(page):
     browser = page()
     click(browser, "#tab-image")
@@ -196,6 +200,7 @@ def test_a_picture_is_drawn_masked_and_gone_on_with(page):
     assert facts["strength"] == "0.6"
 
 
+@pytest.mark.slow
 def test_a_picture_is_inspected(page, tmp_path):
     browser = page()
     Image.effect_noise((90, 60), 80).save(tmp_path / "noise.png")
@@ -212,6 +217,7 @@ def test_a_picture_is_inspected(page, tmp_path):
     assert "this is no picture in PNG" in browser.find_element(By.ID, "said").text
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(page, tiny):
     browser = page()
     click(browser, "#tab-compare")
@@ -237,6 +243,7 @@ def test_a_film_is_made(page):
     assert len(browser.find_elements(By.CSS_SELECTOR, "#frames img:not(.moving)")) == 3
 
 
+@pytest.mark.slow
 def test_a_picture_that_was_taken_away_brings_the_run_back(page, tmp_path):
     browser = page()
     draw(browser, scheduler="euler")
@@ -254,6 +261,7 @@ def test_a_picture_that_was_taken_away_brings_the_run_back(page, tmp_path):
     assert browser.find_element(By.CSS_SELECTOR, "#form-text [name=seed]").get_attribute("value") == "7"
 
 
+@pytest.mark.slow
 def test_a_picture_made_from_another_brings_all_back_but_that_one(page, tiny, tmp_path):
     first = sdkit.text_to_image(STAR, model=tiny, seed=7, num_inference_steps=6).image
     first.save(tmp_path / "first.png")

@@ -52,7 +52,12 @@ def converted(cache):
 @needs_openvino
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"height": 96, "width": 136}, {"prompt": ["a red star", "a cat"]}, {"guidance_scale": 1.0}],
+    [
+        {},
+        pytest.param({"height": 96, "width": 136}, marks=pytest.mark.slow),
+        pytest.param({"prompt": ["a red star", "a cat"]}, marks=pytest.mark.slow),
+        {"guidance_scale": 1.0},
+    ],
     ids=["square", "of odd latents", "two", "unguided"],
 )
 def test_openvino_draws_what_torch_draws_to_a_ten_thousandth(asked, tiny, by_openvino):
@@ -65,6 +70,7 @@ def test_openvino_draws_what_torch_draws_to_a_ten_thousandth(asked, tiny, by_ope
     assert "engine" not in plain.settings
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_computes_sdxl_with_its_sizes_and_pooled_words(tmp_path):
     xl = random_xl_pipeline(tmp_path)
@@ -74,6 +80,7 @@ def test_openvino_computes_sdxl_with_its_sizes_and_pooled_words(tmp_path):
     assert made.settings["engine"] == "openvino"
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_what_was_converted_is_kept_and_serves_other_shapes(cache, by_openvino):
     sdkit.text_to_image("a red star", model=by_openvino, **RUN)

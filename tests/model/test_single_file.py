@@ -65,7 +65,10 @@ def small(family, folder):
     return diffusers.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "inpainting", "sdxl", "refiner"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "inpainting", "refiner")]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", *OTHERS])
 def test_a_file_gives_the_picture_of_its_folder(family, tmp_path):
     pipeline = small(family, tmp_path / "tokenizer")
     pipeline.save_pretrained(tmp_path / "folder")
@@ -126,6 +129,7 @@ def test_the_vocabulary_that_sdkit_carries_is_clips():
     assert [(len(row), row[-1]) for row in padded] == [(77, 49407), (77, 0), (77, 0)]
 
 
+@pytest.mark.slow
 def test_a_file_is_told_or_tells_by_a_key_that_it_predicts_v(tmp_path):
     pipeline = small("sd1", tmp_path / "tokenizer")
     pipeline.save_pretrained(tmp_path / "folder")

@@ -284,7 +284,7 @@ def test_x0_equals_what_the_scheduler_itself_reports(name, prediction_type, pipe
             assert torch.allclose(event.value, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("strength", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", ["image", "inpaint"])
 @pytest.mark.parametrize("family", EACH_FAMILY)
 def test_any_strength_equals_that_of_diffusers(pipelines, family, task, strength):

@@ -107,7 +107,7 @@ def _cover(picture, mask):
     return ((thing & mask).sum() / (thing | mask).sum()).item()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", [pytest.param("epsilon", marks=pytest.mark.slow), "v_prediction"])
 def test_ddim_from_the_noise_found_gives_the_latents_back_with_either_prediction(prediction_type, tmp_path):
     pipeline = random_pipeline(tmp_path, prediction_type)
     picture = drawing.draw("a red star").resize((64, 64))

@@ -176,6 +176,7 @@ def test_the_judge_reads_drawings_right():
         assert share >= 0.98, part
 
 
+@pytest.mark.slow
 def test_a_clean_drawing_has_one_shape_for_each_thing_and_a_spot_is_one_more():
     for seed in range(9_000_000, 9_000_060):
         scene = train.scene(seed)
