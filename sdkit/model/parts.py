@@ -242,7 +242,7 @@ def _tokenizer(place: Path, kind: Any) -> Any:
         )
     with one_sentence(place, f"the vocabulary of {kind.__name__}"):
         tokenizer = kind.from_pretrained(str(place), local_files_only=True)
-        # A word of CLIP's vocabulary, which are its tokens at the end of one, is one token of its own, or nearly all are.
+        # The words of CLIP's vocabulary, its tokens that end one, are one token each, or nearly all of them are.
         some = tokenizer.convert_ids_to_tokens(range(0, len(tokenizer), max(1, len(tokenizer) // 100)))
         words = [token[:-4] for token in some if token.endswith("</w>") and token[:-4].isalpha() and token.isascii()]
         ids = tokenizer(words, add_special_tokens=False).input_ids if words else []

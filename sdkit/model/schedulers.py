@@ -26,7 +26,7 @@ _NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "lower_order_final": True}),
     "dpmpp_sde": ("DPMSolverSDEScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
@@ -226,6 +226,11 @@ def visits(
         _set(scheduler, num_inference_steps, device, extra)
     exact: list[float] = scheduler.timesteps.tolist()
     numbers = [round(t) for t in exact]
+    if max(numbers) >= len(scheduler.alphas_cumprod):  # where `steps_offset` is added to all of them
+        raise ValueError(
+            f"{type(scheduler).__name__} makes no {num_inference_steps} steps of this noise schedule: timestep "
+            f"{max(numbers)} lies beyond its last, {len(scheduler.alphas_cumprod) - 1}; take fewer"
+        )
     first, last, reason = 0, len(numbers), ""
     if denoising_start is not None:
         remaining = sum(t < _cutoff(scheduler, denoising_start) for t in exact)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from conftest import NOISE
@@ -152,6 +153,11 @@ SENTENCES = {
         ValueError,
         "a noise schedule has at most 100,000 timesteps",
     ),
+    "a record of no timesteps": (
+        lambda: schedulers.rebuilt({"class": "DDIMScheduler", "num_train_timesteps": 0}),
+        ValueError,
+        "num_train_timesteps must be at least 1, but is 0",
+    ),
     "a damaged record": (
         lambda: schedulers.rebuilt({"class": "DDIMScheduler", "beta_schedule": "cubic"}),
         ValueError,
@@ -162,6 +168,11 @@ SENTENCES = {
         lambda: begun("ddim", 1001),
         ValueError,
         "num_inference_steps 1001 is more than the 1000 timesteps of the noise schedule",
+    ),
+    "as many, from the second on": (
+        lambda: begun("ddim", 1000),
+        ValueError,
+        "DDIMScheduler makes no 1000 steps of this noise schedule: timestep 1000 lies beyond its last, 999; take fewer",
     ),
     "timesteps for one without": (
         lambda: begun("unipc", timesteps=[3, 2]),
@@ -189,9 +200,9 @@ SENTENCES = {
         "DDIMScheduler takes no original_inference_steps; use lcm or tcd",
     ),
     "a strength of too little": (
-        lambda: begun("ddim", 7, strength=0.1),
+        lambda: begun("ddim", 8, strength=0.1),
         ValueError,
-        "strength 0.1 of 7 steps leaves no step to run; it takes at least 0.143",
+        "strength 0.1 of 8 steps leaves no step to run; it takes at least 0.125",
     ),
     "a share with nothing in it": (
         lambda: begun("ddim", 10, denoising_start=0.5, denoising_end=0.4),
@@ -364,6 +375,11 @@ def test_eta_and_generator_go_to_those_that_take_them():
             generator = torch.Generator().manual_seed(seed)
             found.append(schedulers.step_back(scheduler, 0.1 * x, t, x, eta=1.0, generator=generator))
         assert torch.equal(*found) != draws
+        scheduler, visits = begun(name)
+        scheduler.scale_model_input(x, visits[0].tensor)
+        generator = torch.Generator().manual_seed(2)
+        again = schedulers.step_back(scheduler, 0.1 * x, visits[0].tensor, x, eta=1.0, generator=generator)
+        assert torch.equal(again, found[-1])
     plain, visits = begun("ddim")
     t = visits[0].tensor
     assert torch.equal(schedulers.step_back(plain, x, t, x, eta=0.0, generator=None), plain.step(x, t, x).prev_sample)
@@ -376,3 +392,74 @@ def test_the_level_after_a_step_of_ddim_is_that_of_the_next_visit_and_not_quite_
     alpha, sigma = schedulers.alpha_sigma_after(scheduler, visits[-1])
     assert (alpha**2).item() == pytest.approx(scheduler.alphas_cumprod[0].item())
     assert (alpha**2 + sigma**2).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_at_every_visit_the_noise_is_that_of_its_timestep_in_the_models_schedule(name):
+    """Between two timesteps the logarithm of sigma goes straight; visits within a step are such."""
+    scheduler, visits = begun(name, 6)
+    alpha_bar = BASE.alphas_cumprod.double()
+    known = ((1 - alpha_bar) / alpha_bar).sqrt().log().numpy()
+    x, last = torch.ones(1, 4, 8, 8), visits[-1].index
+    for visit in visits:
+        alpha, sigma = (float(part) for part in schedulers.alpha_sigma(scheduler, visit))
+        t = visit.t if name in ("ddim", "ddpm", "lcm", "pndm", "tcd") else visit.tensor.item()
+        expected = float(np.exp(np.interp(t, np.arange(1000), known)))
+        if visit.index < last:  # where timesteps are rounded, the last is that of no noise
+            assert sigma / alpha == pytest.approx(expected, rel=0.03), visit
+        scheduler.scale_model_input(x, visit.tensor)
+        x = schedulers.step_back(scheduler, 0.1 * x, visit.tensor, x, eta=0.0, generator=torch.Generator())
+
+
+def test_a_timestep_at_the_very_end_is_visited():
+    _, visits = begun("ddim", 10, denoising_end=0.499)
+    assert [one.t for one in visits] == [901, 801, 701, 601, 501]
+
+
+def test_every_timestep_can_be_visited_and_a_long_schedule_is_read():
+    every = schedulers.visits(DDIMScheduler(**NOISE | {"steps_offset": 0}), 1000, CPU, None)
+    assert [one.t for one in every][::333] == [999, 666, 333, 0]
+    long = schedulers.rebuilt({"class": "DDIMScheduler", "num_train_timesteps": 100_000})
+    assert len(long.alphas_cumprod) == 100_000
+    assert len(schedulers.rebuilt({"class": "DDIMScheduler"}).alphas_cumprod) == 1000
+
+
+def test_a_class_that_is_none_of_a_scheduler_is_named():
+    with pytest.raises(ValueError, match=r"^unknown scheduler class 'UNet2DConditionModel'"):
+        schedulers.rebuilt({"class": "UNet2DConditionModel"})
+
+
+def test_a_step_of_ddim_to_timestep_0_ends_at_its_level():
+    scheduler = DDIMScheduler(**{**NOISE, "steps_offset": 0, "set_alpha_to_one": True})
+    visits = schedulers.visits(scheduler, 5, CPU, None)
+    assert [one.t for one in visits] == [800, 600, 400, 200, 0]
+    assert schedulers.alpha_sigma_after(scheduler, visits[-2]) == schedulers.alpha_sigma(scheduler, visits[-1])
+    assert [float(part) for part in schedulers.alpha_sigma_after(scheduler, visits[-1])] == [1.0, 0.0]
+
+
+def test_betas_of_ones_own_are_written_down_as_numbers():
+    betas = np.linspace(0.001, 0.01, 50)
+    record = schedulers.plain(DDIMScheduler(num_train_timesteps=50, trained_betas=betas))
+    assert record["trained_betas"] == betas.tolist()
+    assert torch.equal(schedulers.rebuilt(record).betas, torch.tensor(betas, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_configuration_is_known_by_its_short_name(name):
+    scheduler, _ = begun(name)
+    assert schedulers.named(schedulers.plain(scheduler), BASE) == name
+    assert schedulers.named(schedulers.plain(scheduler) | {"beta_end": 0.5}, BASE) is None
+
+
+def test_a_class_without_a_short_name_has_none():
+    assert schedulers.named({"class": "IPNDMScheduler"}, BASE) is None
+
+
+def test_a_scheduler_that_begins_anew_shares_nothing_with_the_untouched_one():
+    untouched, visits = begun("unipc", 6)
+    one, other = (schedulers.beginning_at(untouched, visits[2]) for _ in range(2))
+    x = torch.ones(1, 4, 8, 8)
+    first = schedulers.step_back(one, 0.1 * x, visits[2].tensor, x, eta=0.0, generator=None)
+    schedulers.step_back(one, 0.1 * first, visits[3].tensor, first, eta=0.0, generator=None)
+    assert torch.equal(schedulers.step_back(other, 0.1 * x, visits[2].tensor, x, eta=0.0, generator=None), first)
+    assert (untouched.step_index, untouched.begin_index, other.begin_index) == (None, None, 2)
