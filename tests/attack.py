@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -101,7 +102,7 @@ class Lines:
         return self._line if frame.f_code.co_filename.startswith(ROOT) else None
 
     def _line(self, frame, what, _argument):
-        if what == "line" and not _leaves_with(frame):
+        if what == "line" and not _leaves_with(frame.f_code, frame.f_lasti, frame.f_lineno):
             self.passed.append((frame.f_code.co_filename.removeprefix(ROOT), frame.f_lineno))
             if len(self.passed) - 1 == self.at:
                 sys.settrace(self.before)
@@ -109,11 +110,13 @@ class Lines:
         return self._line
 
 
-def _leaves_with(frame):
-    """Whether this line is the head of a `with` that ends: Python looks for no signal between its body and the call of
-    an `__exit__` in C, such as a lock's, so no Ctrl-C strikes there; only a trace function could."""
-    ends = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_CONST", "SWAP")
-    return ends and linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
+@cache
+def _leaves_with(code, at, line):
+    """Whether a line begins, at this instruction, as the head of a `with` that ends: Python looks for no signal between
+    its body and the call of an `__exit__` in C, such as a lock's, so no Ctrl-C strikes there; only a trace function
+    could."""
+    ends = dis.opname[code.co_code[at]] in ("LOAD_CONST", "SWAP")
+    return ends and linecache.getline(code.co_filename, line).strip().startswith("with ")
 
 
 def spread(passed, most):
