@@ -224,8 +224,8 @@ def test_each_of_two_edits_is_measured_from_what_the_one_before_left():
     event.value = event.value - 2
     list(events)
     assert event.edits == [
-        Edit(f"{first.__name__}", 2.0, math.inf),
-        Edit(f"{second.__name__}", 2.0, 1.0),
+        Edit("first", 2.0, math.inf),
+        Edit("second", 2.0, 1.0),
         Edit("the loop that drives the run", 4.0, 1.0),
     ]
 

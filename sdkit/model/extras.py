@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 PLAIN = {"AttnProcessor", "AttnProcessor2_0"}  # the attention that a U-Net comes with
@@ -27,14 +28,20 @@ def extras_of(pipeline: Any) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if value}
 
 
-def _adapters(part: Any) -> dict[str, float | str]:
-    """LoRA as peft puts it into a part: every layer of an adapter has the same scale."""
-    scales: dict[str, float | str] = {}
+def adapter_layers(part: Any) -> Iterator[tuple[Any, dict[str, float]]]:
+    """The layers that peft has put into a part, each with the scales of its adapters by name."""
     for module in part.modules():
         scaling = module.__dict__.get("scaling")  # asking the module itself takes ten times as long where there is none
         if isinstance(scaling, dict) and hasattr(module, "active_adapters"):
-            active = () if module.disable_adapters else tuple(module.active_adapters) or tuple(module.merged_adapters)
-            scales |= {name: float(scale) if name in active else "off" for name, scale in scaling.items()}
+            yield module, scaling
+
+
+def _adapters(part: Any) -> dict[str, float | str]:
+    """LoRA as peft puts it into a part: every layer of an adapter has the same scale."""
+    scales: dict[str, float | str] = {}
+    for module, scaling in adapter_layers(part):
+        active = () if module.disable_adapters else tuple(module.active_adapters) or tuple(module.merged_adapters)
+        scales |= {name: float(scale) if name in active else "off" for name, scale in scaling.items()}
     return scales
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,37 +61,32 @@ def _decode_in_float32(vae: Any, latents: Tensor) -> Tensor:
 
 
 @contextmanager
+def _meanwhile(change: Callable[[], Any], back: Callable[[], Any]) -> Iterator[None]:
+    try:
+        try:
+            change()
+            yield
+        finally:
+            back()
+    finally:
+        back()  # once more, for Ctrl-C in the line above
+
+
+@contextmanager
 def _in_precision(dtype: torch.dtype, vae: Any) -> Iterator[None]:
     """The autoencoder in another precision, and then as it was: half precision survives float32 and back."""
     before = vae.dtype
     if dtype == before:
         yield
         return
-    try:
-        try:
-            vae.to(dtype=dtype)
-            yield
-        finally:
-            vae.to(dtype=before)
-    finally:
-        vae.to(dtype=before)  # once more, for Ctrl-C in the line above
+    with _meanwhile(lambda: vae.to(dtype=dtype), lambda: vae.to(dtype=before)):
+        yield
 
 
 @contextmanager
 def in_tiles(vae: Any, tiled: bool) -> Iterator[None]:
     """The autoencoder works in tiles within this scope, or as a whole, whichever was asked for."""
-    with _ONE_AT_A_TIME, _tiling(vae, tiled):
-        yield
-
-
-@contextmanager
-def _tiling(vae: Any, tiled: bool) -> Iterator[None]:
-    before = vae.use_tiling
-    try:
-        try:
-            vae.use_tiling = tiled or before
+    with _ONE_AT_A_TIME:
+        before, tile = vae.use_tiling, partial(setattr, vae, "use_tiling")
+        with _meanwhile(lambda: tile(tiled or before), lambda: tile(before)):
             yield
-        finally:
-            vae.use_tiling = before
-    finally:
-        vae.use_tiling = before  # once more, for Ctrl-C in the line above

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdkit.inputs.arguments import Settings
+from sdkit.model.extras import adapter_layers
 
 Encoder = tuple[str, Any, Any]  # its name in the pipeline, its tokenizer, and itself
 
@@ -74,14 +75,13 @@ def encode_text(
 def scales_kept(modules: Sequence[Any]) -> Iterator[None]:
     """LoRA adapters are afterwards as strong as they were: diffusers divides by a run's scale, which rounds, and takes
     0 back to 1."""
-    adapted = [module for module in modules if hasattr(module, "peft_config")]
-    layers = [one for module in adapted for one in module.modules() if hasattr(one, "scaling")]
-    before = [dict(layer.scaling) for layer in layers]
+    scales = [scaling for module in modules for _, scaling in adapter_layers(module)]
+    before = [dict(scaling) for scaling in scales]
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
+        for scaling, was in zip(scales, before, strict=True):
+            scaling.update(was)
 
 
 @contextmanager
