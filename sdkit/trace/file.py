@@ -49,16 +49,20 @@ def save(path: str | Path, header: dict[str, Any], records: Sequence[Record], st
     place = trace_path(path)
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
+    taken: set[int] = set()  # memory that a value lies in
     last: set[str] = set()  # tensors that lie with their channels last, in which convolutions round otherwise
 
     def name_of(value: Tensor, name: str) -> str:
-        """The same memory is written once: without guidance what was guided is what was predicted."""
+        """What is the same is written once: without guidance what was guided is what was predicted. A part of another
+        value, as a hook may give it, is written as a copy: the format has no two tensors in one memory."""
         if value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last):
             last.add(name)
         key = (value.data_ptr(), value.shape)
         if key not in names:
+            memory = value.untyped_storage().data_ptr()
             names[key] = name
-            tensors[name] = value.contiguous()
+            tensors[name] = value.clone().contiguous() if memory in taken else value.contiguous()
+            taken.add(memory)
         return names[key]
 
     values = [record.value for record in records]  # one object each while names are given: no address comes twice
