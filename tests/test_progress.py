@@ -84,7 +84,7 @@ def test_the_command_line_says_what_it_does_in_a_terminal(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "sdkit.cli",
+        "sdkit",
         "generate",
         "a red giraffe",
         "--seed",

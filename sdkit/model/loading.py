@@ -190,7 +190,7 @@ def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
 
     with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
         pipeline = _from_folder(folder, dtype)
-    return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=3.0)
+    return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=2.0)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None, allow_pickle: bool = False) -> Any:

@@ -261,7 +261,7 @@ def test_sdkit_alone_gives_help(capsys):
 
 
 def test_help_shows_every_setting_under_diffusers_name():
-    done = subprocess.run([sys.executable, "-m", "sdkit.cli", "generate", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "sdkit", "generate", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for field in dataclasses.fields(Settings):
         name = field.name.replace("_", "-")

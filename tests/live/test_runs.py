@@ -347,6 +347,14 @@ def test_a_trace_that_is_brought_again_goes_on(studio):
     assert torch.equal(studio.shelf.get(end["run"]).trace.latents, run.trace.latents)
 
 
+def test_a_trace_of_a_picture_made_from_a_picture_goes_on_too(studio):
+    run = run_of(studio, image=sent(Image.new("RGB", (128, 128), "red")), strength=0.6)
+    settings, again = messages(looking.restore(studio, as_sent(download(run, "trace.safetensors")[0])))
+    assert settings["settings"]["strength"] == 0.6
+    (end,) = told(runs.go_on(studio, again["run"], 2), "end")
+    assert torch.equal(studio.shelf.get(end["run"]).trace.latents, run.trace.latents)
+
+
 def test_a_picture_that_is_brought_again_is_drawn_again(studio):
     run = run_of(studio, scheduler="dpmpp_2m_karras")
     settings, *_, end = messages(looking.restore(studio, as_sent(download(run, "picture.png")[0])))
