@@ -61,7 +61,7 @@ def test_between_pictures_the_means_are_mixed_and_decoded():
 def test_even_steps_are_about_equally_long_where_others_are_not():
     ends = {"prompt": "a red star", "frames": 5, "num_inference_steps": 4}
     plain, even = sdkit.interpolate(1, 2, **ends), sdkit.interpolate(1, 2, even=True, **ends)
-    assert plain.evenness > 1.8
+    assert plain.evenness > 1.4
     assert even.evenness < 1.3
     apart = (even.latents[1:] - even.latents[:-1]).flatten(1).norm(dim=1)
     assert even.steps == pytest.approx(apart.tolist(), rel=1e-5)
