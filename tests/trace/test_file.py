@@ -90,13 +90,15 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_trace_is_written_in_the_documented_form(tmp_path):
-    x, v = TENSORS["x"].to(memory_format=torch.channels_last), TENSORS["v"]
+    x, v, x0 = TENSORS["x"].to(memory_format=torch.channels_last), TENSORS["v"], TENSORS["x0"]
     records = [
         Record(Stage.LATENT, 0, 900, [], x),
         Record(Stage.NOISE, 0, 900, [Edit("halve", 1.5, 0.5)], v),
         Record(Stage.BLOCK, 0, 900, [], v, "mid_block"),
     ]
-    path = file.save(tmp_path / "run.safetensors", {"settings": {}, "every": 1, "tokens": []}, records, {0: v, 1: x})
+    path = file.save(
+        tmp_path / "run.safetensors", {"settings": {}, "every": 1, "tokens": []}, records, {0: v, 1: x, 2: x0}
+    )
     with path.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         raw = json.loads(opened.read(length))["__metadata__"]
@@ -106,7 +108,7 @@ def test_a_trace_is_written_in_the_documented_form(tmp_path):
         "settings": {},
         "every": 1,
         "tokens": [],
-        "stepped": {"0": "00001.noise", "1": "00000.latent"},
+        "stepped": {"0": "00001.noise", "1": "00000.latent", "2": "stepped.2"},
         "records": [
             entry("latent", "00000.latent", 0, 900),
             entry("noise", "00001.noise", 0, 900, edits=[EDIT]),
@@ -114,7 +116,7 @@ def test_a_trace_is_written_in_the_documented_form(tmp_path):
         ],
         "channels_last": ["00000.latent"],
     }
-    assert load_file(path).keys() == {"00000.latent", "00001.noise"}
+    assert load_file(path).keys() == {"00000.latent", "00001.noise", "stepped.2"}
 
 
 def test_values_lie_in_memory_as_they_lay(tmp_path):

@@ -90,6 +90,7 @@ def test_beyond_its_budget_a_trace_keeps_every_second_step_and_says_so():
         trace = recorded(event("text"), *(event("latent", step) for step in range(16)), budget=4 * ONE)
     assert kept(trace) == [("text", None), ("latent", 0), ("latent", 8)]
     assert trace.every == 8
+    assert said[0].filename == __file__  # not a line of ours
     assert [str(one.message) for one in said] == [
         f"the trace reached its budget of {4 * ONE} bytes and keeps fewer steps from here on; "
         "give a larger budget, fewer stages or a smaller dtype to keep all"
@@ -99,6 +100,20 @@ def test_beyond_its_budget_a_trace_keeps_every_second_step_and_says_so():
 def test_the_last_step_stays_however_small_the_budget():
     trace = recorded(event("latent", 0), event("noise", 0), budget=1)
     assert kept(trace) == [("latent", 0), ("noise", 0)]
+
+
+def test_of_two_steps_one_gives_way():
+    with pytest.warns(UserWarning, match="its budget"):
+        trace = recorded(event("latent", 0), event("latent", 1), budget=ONE)
+    assert kept(trace) == [("latent", 0)]
+
+
+def test_one_large_value_may_take_the_place_of_many_steps():
+    with pytest.warns(UserWarning, match="its budget"):
+        trace = recorded(
+            *(event("latent", step) for step in range(4)), event("noise", 4, torch.zeros(8, 4)), budget=5 * ONE
+        )
+    assert kept(trace) == [("latent", 0), ("noise", 4)]
 
 
 def test_a_budget_is_said_in_bytes_with_their_thousands():
@@ -226,5 +241,5 @@ def test_a_saved_trace_keeps_what_it_knows_of_its_run(trace, tmp_path):
     trace.parent = {"step": 1, "settings": {}}
     opened = Trace.load(recorded(*[], every=2).save(tmp_path / "empty.safetensors"))
     assert (list(opened), opened.every, opened.parent) == ([], 2, None)
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match=r"^this trace already holds a run; record another run with another Trace$"):
         opened(event("latent", 0, run=object()))
