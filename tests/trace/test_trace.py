@@ -119,7 +119,7 @@ def test_thinning_is_said_once(sd1):
     [
         ({"budget": "much"}, "budget must be a size"),
         ({"every": 0}, "every must be"),
-        ({"stages": ["latents"]}, "did you mean 'latent'"),
+        ({"stages": ["latents"]}, "^unknown stage 'latents'; did you mean 'latent'"),
         ({"dtype": "float8"}, "unknown dtype"),
     ],
 )
