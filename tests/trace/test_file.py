@@ -300,7 +300,7 @@ def test_a_stage_has_its_number_of_dimensions_and_none_is_empty(tmp_path, stage)
     shape = SHAPES[stage]
     assert tuple(Trace.load(holding(tmp_path, **{stage: shape}))[stage][0].value.shape) == shape
     for other in ((*shape, 1), shape[1:], (0, *shape[1:])):
-        assert "tensors of the shapes that their stages have" in refusal(holding(tmp_path, **{stage: other}))
+        assert "hold tensors of the shapes that their stages have; save" in refusal(holding(tmp_path, **{stage: other}))
 
 
 @pytest.mark.parametrize("stage", ["latent", "guided", "denoised", "noise", "image"])
@@ -383,6 +383,13 @@ def test_a_file_whose_own_header_is_wrong_is_no_trace(tmp_path, header, length, 
         Trace.load(path)
     expected = f"{str(path)!r} is cut short or no safetensors file; save the trace again"
     assert (str(refused.value), str(refused.value.__cause__)) == (expected, reason)
+
+
+def test_a_header_that_ends_a_byte_after_the_file_is_too_long(tmp_path):
+    path = raw(tmp_path / "run.safetensors", {}, b"", length=3)
+    with pytest.raises(ValueError, match="cut short") as refused:
+        Trace.load(path)
+    assert str(refused.value.__cause__) == "its header is longer than the file"
 
 
 def test_a_file_that_reaches_to_its_last_byte_is_whole(tmp_path):
