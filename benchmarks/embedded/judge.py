@@ -131,16 +131,22 @@ def right(measure: Measure, answers: Answers) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
+def _ramp(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The soft ramp over a picture (H, W, 3) that fits it best at some of its pixels, (H, W) bool."""
+    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
+    slopes = np.stack([np.ones_like(x), x, y], -1)
+    fitted, *_ = np.linalg.lstsq(slopes[where], rgb[where], rcond=None)
+    ramp: np.ndarray = slopes @ fitted
+    return ramp
+
+
 def silhouette(picture: Image.Image, threshold: float = 20) -> np.ndarray:
     """Where a picture differs by `threshold` of 255 in some channel from its background, which reaches the rim and is
     flat or a soft ramp; with all that this encloses, (H, W) bool."""
     rgb = np.asarray(picture, dtype=np.float32)
-    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
-    ramp = np.stack([np.ones_like(x), x, y], -1)
-    rim = np.ones(x.shape, bool)
+    rim = np.ones(rgb.shape[:2], bool)
     rim[2:-2, 2:-2] = False
-    fitted, *_ = np.linalg.lstsq(ramp[rim], rgb[rim], rcond=None)
-    differs = np.abs(rgb - ramp @ fitted).max(-1) > threshold
+    differs = np.abs(rgb - _ramp(rgb, rim)).max(-1) > threshold
     page = Image.fromarray(np.pad(differs, 1).astype(np.uint8)).copy()
     ImageDraw.floodfill(page, (0, 0), 2)
     inside: np.ndarray = np.asarray(page)[1:-1, 1:-1] != 2  # all that the flood did not reach
@@ -168,10 +174,7 @@ def background_spread(picture: Image.Image) -> float | None:
     outside = ~ndimage.binary_dilation(silhouette(picture), iterations=4)
     if outside.sum() < 500:
         return None
-    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
-    ramp = np.stack([np.ones_like(x), x, y], -1)
-    fitted, *_ = np.linalg.lstsq(ramp[outside], rgb[outside], rcond=None)
-    return float((rgb[outside] - ramp[outside] @ fitted).std(0).mean())
+    return float((rgb - _ramp(rgb, outside))[outside].std(0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def save(path: str | Path, header: dict[str, Any], records: Sequence[Record], st
         if key not in names:
             memory = value.untyped_storage().data_ptr()
             names[key] = name
-            tensors[name] = value.clone().contiguous() if memory in taken else value.contiguous()
+            tensors[name] = (
+                value.clone(memory_format=torch.contiguous_format) if memory in taken else value.contiguous()
+            )
             taken.add(memory)
         return names[key]
 
