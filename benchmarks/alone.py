@@ -50,7 +50,7 @@ def run(side: str, folder: str, pixels: str, steps: str, options: str = "{}") ->
     """Make a picture, after one step to warm up.
 
     Args:
-        options: as JSON: "channels_last", and "made", a file for what was made.
+        options: as JSON: "channels_last", "storage_dtype", and "made", a file for what was made.
     """
     import torch
 
@@ -59,7 +59,7 @@ def run(side: str, folder: str, pixels: str, steps: str, options: str = "{}") ->
     if side == "diffusers":
         from diffusers import StableDiffusionPipeline
 
-        pipeline = StableDiffusionPipeline.from_pretrained(folder)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
 
         def draw(many: int) -> Any:
@@ -68,7 +68,7 @@ def run(side: str, folder: str, pixels: str, steps: str, options: str = "{}") ->
         import sdkit
         from sdkit.model.loading import load as loaded
 
-        model = loaded(folder, device="cpu")
+        model = loaded(folder, device="cpu", storage_dtype=asked.get("storage_dtype"))
         pipeline = model.pipeline
 
         def draw(many: int) -> Any:

@@ -195,21 +195,54 @@ def loading(times: int = 5) -> list[Row]:
     return [compared("load", what, 0.5, *taken.values(), "imports are done before; both read the same tokenizer")]
 
 
-def _run(side: str, pixels: int, steps: int, options: dict[str, Any] | None = None, **environment: str) -> Taken:
-    folder = str(sizes.folder("sd1"))
+def _run(
+    side: str,
+    pixels: int,
+    steps: int,
+    options: dict[str, Any] | None = None,
+    kept: torch.dtype = torch.float32,
+    **environment: str,
+) -> Taken:
+    folder = str(sizes.folder("sd1", kept))
     said = alone(*RUN, side, folder, str(pixels), str(steps), json.dumps(options or {}), **environment).said
     return Taken(said["wall"], said["processor"], said)
 
 
 def memory(times: int = 3) -> list[Row]:
-    """The most memory that a process has for a run of the size of Stable Diffusion 1.5."""
-    taken = rounds({"sdkit": lambda: _run("sdkit", 256, 2), "diffusers": lambda: _run("diffusers", 256, 2)}, times)
-    peaks = {name: [one.said["peak"] for one in some] for name, some in taken.items()}
-    shares = [ours / theirs for ours, theirs in zip(*peaks.values(), strict=True)]
-    most = [f"{median(some) / 2**30:.2f} GiB" for some in peaks.values()]
-    what = "peak memory of the whole process, size of Stable Diffusion 1.5, float32, 256x256"
-    remark = f"{most[0]} against {most[1]}; weights are kept in float32: none is narrower than the file has it"
-    return [Row("memory", what, "<= 0.60x", spread(shares), median(shares) <= 0.6, remark, peaks)]
+    """The most memory that a process has for a run of the size of Stable Diffusion 1.5 that computes in float32."""
+    made = []
+    for kept, most in ((torch.float32, None), (torch.float16, 0.6)):
+        name = str(kept).removeprefix("torch.")
+        with tempfile.TemporaryDirectory() as folder:
+            files = {side: str(Path(folder) / f"{side}.pt") for side in ("sdkit", "diffusers")}
+            ours = {"made": files["sdkit"], **({"storage_dtype": name} if kept == torch.float16 else {})}
+            taken = rounds(
+                {
+                    "sdkit": partial(_run, "sdkit", 256, 2, ours, kept),
+                    "diffusers": partial(_run, "diffusers", 256, 2, {"made": files["diffusers"]}, kept),
+                },
+                times,
+            )
+            pictures = [torch.load(file, weights_only=True)["picture"] for file in files.values()]
+        peaks = {side: [one.said["peak"] for one in some] for side, some in taken.items()}
+        shares = [one / other for one, other in zip(*peaks.values(), strict=True)]
+        sides = [f"{median(some) / 2**30:.2f} GiB" for some in peaks.values()]
+        bits = "pictures equal to the bit" if pictures[0] == pictures[1] else "PICTURES DIFFER"
+        slower = f"{median(ratios(taken['sdkit'], taken['diffusers'])):.2f}x the time"
+        what = f"peak memory of the whole process, size of Stable Diffusion 1.5 in {name} files, 256x256"
+        how = ", `storage_dtype`" if kept == torch.float16 else ""
+        made.append(
+            Row(
+                "memory" if most is None else "memory halved",
+                what + how,
+                "" if most is None else f"<= {most:.2f}x",
+                spread(shares),
+                None if most is None else median(shares) <= most,
+                f"{sides[0]} against {sides[1]}; {bits}, {slower}",
+                peaks,
+            )
+        )
+    return made
 
 
 def malloc(times: int = 3) -> list[Row]:

@@ -64,7 +64,7 @@ def _unknown(text: str, usage: str) -> str:
     meant = HABITS.get(option[2:].replace("-", "_"), "sdkit")
     if "sdkit" not in meant:  # which is about Python
         return f"there is no option {option} here; " + re.sub(r"\b(?!and|is|are|meant)\w+", _as_option, meant)
-    near = difflib.get_close_matches(option, known, 1)
+    near = [one for one in known if option.endswith(one[1:])] or difflib.get_close_matches(option, known, 1)
     return f"there is no option {option} here; " + (
         f"did you mean {near[0]}?" if near else "--help lists what there is"
     )

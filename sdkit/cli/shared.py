@@ -56,6 +56,8 @@ def add_model(parser: argparse.ArgumentParser, default: str = "the embedded mode
     add("--model", default=None, help=f"a folder, one file, or a hub id (default: {default})")
     add("--device", default=None, help="cpu, cuda, mps, ... (default: a GPU where there is one)")
     add("--dtype", default=None, help=f"one of {', '.join(DTYPES)} (default: float16 on a GPU, else float32)")
+    stored = f"what weights are kept in, to save memory: one of {', '.join(DTYPES[1:])} (default: that of --dtype)"
+    add("--storage-dtype", default=None, help=stored)
     add("--engine", default=None, help=f"what computes: one of {', '.join(ENGINES)} (default: torch)")
     more: dict[str, Any] = {"default": [], "action": "append", "type": _file_and_scale}
     add("--lora", metavar="FILE[:SCALE]", help="a LoRA to lay over the model (scale: 1); several add up", **more)
@@ -82,6 +84,8 @@ def check_model(options: argparse.Namespace) -> None:
         )
     if options.dtype is not None:
         pick("dtype", options.dtype, DTYPES)
+    if options.storage_dtype is not None:
+        pick("storage_dtype", options.storage_dtype, DTYPES[1:])
     if options.engine is not None and pick("engine", options.engine, ENGINES) == "openvino":
         installed("openvino", "--engine openvino needs OpenVINO", "openvino")
     if options.model is not None:
@@ -105,7 +109,7 @@ def set_up_of(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": options.model or TINY,
         "dtype": options.dtype,
-        **({} if options.engine is None else {"engine": options.engine}),
+        **{name: value for name in ("storage_dtype", "engine") if (value := getattr(options, name)) is not None},
         **{name: [f"{file}:{scale:g}" for file, scale in given] for name, given in laid_over.items()},
         "controlnet": options.controlnet,
     }
@@ -129,7 +133,8 @@ def load_model(options: argparse.Namespace) -> Any:
         from sdkit import load
         from sdkit.model.parts import one_sentence
 
-        model = load(options.model, device=options.device, dtype=options.dtype, engine=options.engine)
+        kept = {"dtype": options.dtype, "storage_dtype": options.storage_dtype}
+        model = load(options.model, device=options.device, engine=options.engine, **kept)
     scales: dict[str, float] = {}
     for file, scale in options.lora:
         scales[name := re.sub(r"\W", "_", file.stem)] = scale

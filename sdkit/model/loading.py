@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -48,6 +48,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    storage_dtype: str | torch.dtype | None = None,
     variant: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -66,6 +67,8 @@ def load(
             is returned.
         device: where to put it; by default a GPU where there is one. A pipeline stays where it is.
         dtype: "float32", "float16", "bfloat16" or the torch dtype; by default float16 on a GPU and float32 elsewhere.
+        storage_dtype: "float16" or "bfloat16", to keep the weights in and compute in float32 all the same: half the
+            memory on a CPU, for some more time. With files in half precision the pictures are the same to the bit.
         variant, revision, token, local_files_only: as diffusers' `from_pretrained` takes them, for the hub, and the
             first for a folder too.
         allow_pickle: read weights that are not safetensors (.ckpt, .bin) too. Unpickling a file of somebody else's may
@@ -104,7 +107,7 @@ def load(
         "local_files_only": local_files_only,
     }
     given |= {"allow_pickle": allow_pickle, "config": config, "prediction_type": prediction_type}
-    loaded = _loaded(model, device, dtype, given)
+    loaded = _loaded(model, device, dtype, storage_dtype, given)
     if engine is None or engine == loaded.engine:
         return loaded
     from sdkit.model.engines import check_engine
@@ -113,17 +116,18 @@ def load(
     return replace(loaded, engine=engine)
 
 
-def _loaded(model: Any, device: Any, dtype: Any, given: Mapping[str, Any]) -> Model:
+def _loaded(model: Any, device: Any, dtype: Any, storage_dtype: Any, given: Mapping[str, Any]) -> Model:
     """What `load` gives, by torch."""
     if model is not None and not isinstance(model, str | Path):
         _check_meant("a pipeline", given)
-        return _from_pipeline(model, device, dtype)
+        return _from_pipeline(model, (device, dtype, storage_dtype))
     place = _device(device)
-    kind = _dtype(dtype, place)
+    wide = _dtype(dtype, place)
+    kind = wide if storage_dtype is None else _storage_dtype(storage_dtype, wide)
     if model is None or str(model) == TINY:
         _check_meant("the embedded model", given)
         with _LOADING:
-            return _embedded(place, kind)
+            return _embedded(place, kind, wide)
     allow_pickle, prediction_type = given["allow_pickle"], given["prediction_type"]
     source = model_source(model, allow_pickle=allow_pickle)
     _check_meant("an id on the hub" if source is None else "one file" if source.is_file() else "a folder", given)
@@ -142,7 +146,7 @@ def _loaded(model: Any, device: Any, dtype: Any, given: Mapping[str, Any]) -> Mo
             folder = source or _fetched(str(model), fetching, **chosen)
         with _quiet():
             pipeline = _from_folder(folder, kind, variant=given["variant"], allow_pickle=allow_pickle)
-    return _model(_moved(_supported(pipeline, str(model)), place), str(model))
+    return _model(_moved(_stored(_supported(pipeline, str(model)), kind, wide), place), str(model))
 
 
 def _check_meant(what: str, given: Mapping[str, Any]) -> None:
@@ -185,11 +189,11 @@ def _model(pipeline: Any, name: str) -> Model:
 
 
 @functools.cache
-def _embedded(device: torch.device, dtype: torch.dtype) -> Model:
+def _embedded(device: torch.device, kept: torch.dtype, dtype: torch.dtype) -> Model:
     from sdkit.model.model import Model
 
     with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
-        pipeline = _from_folder(folder, dtype)
+        pipeline = _stored(_from_folder(folder, kept), kept, dtype)
     return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=2.0)
 
 
@@ -266,11 +270,13 @@ def _supported(pipeline: Any, name: str = "") -> Any:
     return pipeline
 
 
-def _from_pipeline(model: Any, device: object, dtype: object) -> Model:
+def _from_pipeline(model: Any, changes: Collection[object]) -> Model:
     from sdkit.model.model import Model
 
-    if device is not None or dtype is not None:
-        raise ValueError("a pipeline is used as it is; move it with pipeline.to(...) instead of device and dtype")
+    if any(one is not None for one in changes):
+        raise ValueError(
+            "a pipeline is used as it is; move it with pipeline.to(...) instead of device, dtype and storage_dtype"
+        )
     if isinstance(model, Model):
         return model
     if not all(hasattr(model, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")):
@@ -311,6 +317,25 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
         return usual_dtype(device.type)
     kind: torch.dtype = getattr(torch, pick("dtype", str(dtype), DTYPES))
     return kind
+
+
+def _storage_dtype(dtype: str | torch.dtype, wide: torch.dtype) -> torch.dtype:
+    name = pick("storage_dtype", str(dtype).removeprefix("torch."), ("float16", "bfloat16"))
+    if wide != torch.float32:
+        raise ValueError(
+            f"storage_dtype is for computing in float32, not in {wide}; leave it out, or give dtype='float32'"
+        )
+    kind: torch.dtype = getattr(torch, name)
+    return kind
+
+
+def _stored(pipeline: Any, kept: torch.dtype, dtype: torch.dtype) -> Any:
+    """The pipeline, with weights that were loaded in one precision computing in another."""
+    if kept == dtype:
+        return pipeline
+    from sdkit.model.storage import widen
+
+    return widen(pipeline, dtype)
 
 
 @contextmanager

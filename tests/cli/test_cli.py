@@ -173,6 +173,7 @@ MISTAKES = [  # with the words that answer each
     (["generate", "a star", "--height", "100"], "height 100 is not a multiple of 8; try 96"),
     (["generate", "a star", "--scheduler", "eulr"], "unknown scheduler 'eulr'; did you mean 'euler'?"),
     (["generate", "a star", "--dtype", "half"], "unknown dtype 'half'"),
+    (["generate", "a star", "--storage-dtype", "float32"], "unknown storage_dtype 'float32'"),
     (["generate", "a star", "-o", "star.gif"], "'star.gif' must end in .png or .jpg or .jpeg or .webp"),
     (["generate", "a star", "-o", ""], "'' is a folder; give the name of a PNG in it"),
     (["generate", "a star", "-o", "~nobody-here/a.png"], "Could not determine home directory"),
@@ -290,6 +291,13 @@ def test_rerun_makes_the_same_bytes_again(tmp_path, capsys):
 def star(tmp_path):
     draw("a red star on a blue background", seed=3).save(tmp_path / "star.png")
     return str(tmp_path / "star.png")
+
+
+def test_weights_kept_in_half_precision_make_the_same_file(tmp_path):
+    files = [tmp_path / "plain.png", tmp_path / "kept.png"]
+    for file, more in zip(files, ([], ["--storage-dtype", "float16"]), strict=True):
+        assert main(["generate", "a star", "--seed", "3", "--num-inference-steps", "2", "-o", str(file), *more]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_inspect_prints_the_numbers_and_writes_the_page(star, tmp_path, capsys):

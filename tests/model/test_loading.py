@@ -72,6 +72,8 @@ def test_loading_leaves_the_loudness_of_the_libraries_as_it_was(sd1, tmp_path):
         ("no-such-owner/no-such-model", {}, FileNotFoundError, "the hub could not be reached"),
         ("nonsense", {}, FileNotFoundError, "nor is that an id of the form owner/name"),
         (None, {"dtype": "float17"}, ValueError, "unknown dtype 'float17'; did you mean 'float16'"),
+        (None, {"storage_dtype": "float32"}, ValueError, "unknown storage_dtype 'float32'; "),
+        (None, {"dtype": "float16", "storage_dtype": "float16"}, ValueError, "for computing in float32, not in"),
         (
             7,
             {},
@@ -217,3 +219,48 @@ def test_large_weights_stay_in_the_pages_of_their_file_and_others_lie_at_even_ad
     assert odd
     assert all(unet.get_parameter(name).nbytes >= 4096 for name in odd)
     assert not [name for name in odd if "time_emb" in name]
+
+
+def test_weights_kept_in_half_precision_draw_the_picture_of_the_same_files_in_float32_in_half_the_memory(tiny):
+    kept = sdkit.load(device="cpu", storage_dtype="float16")
+    options = {"seed": 3, "num_inference_steps": 3, "progress": False}
+    ours, plain = (sdkit.text_to_image("a red star", model=model, **options) for model in (kept, tiny))
+    assert torch.equal(ours.latents, plain.latents)
+    assert ours.image.tobytes() == plain.image.tobytes()
+    assert kept.fingerprint() == tiny.fingerprint()
+    assert "float32" in repr(kept)
+    assert size_of(kept) < 0.52 * size_of(tiny)
+
+
+def size_of(model):
+    parts = (model.unet, model.vae, model.text_encoder)
+    return sum(weight.nbytes for part in parts for weight in part.parameters())
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_weights_kept_in_half_precision_are_those_of_diffusers_in_float32(family, request, tmp_path):
+    kind = type(request.getfixturevalue(family))
+    request.getfixturevalue(family).save_pretrained(tmp_path)
+    kind.from_pretrained(tmp_path, dtype=torch.float16).save_pretrained(tmp_path)
+    kept = sdkit.load(tmp_path, device="cpu", storage_dtype=torch.float16)
+    options = {"seed": 3, "num_inference_steps": 2, "progress": False}
+    plain = sdkit.load(kind.from_pretrained(tmp_path, dtype=torch.float32))
+    results = [sdkit.text_to_image("a star", model=model, **options) for model in (kept, plain)]
+    assert torch.equal(results[0].latents, results[1].latents)
+    assert results[0].image.tobytes() == results[1].image.tobytes()
+    assert size_of(kept) < 0.75 * size_of(plain)  # of words, which such small parts mostly are, all are widened
+
+
+def test_hooks_inside_a_unet_of_narrow_weights_hear_and_change_what_they_do_in_float32(tiny):
+    kept = sdkit.load(device="cpu", storage_dtype="float16")
+    options = {"seed": 3, "num_inference_steps": 2, "progress": False}
+    found = []
+    for model in (kept, tiny):
+        trace = sdkit.Trace(["block", "key"])
+        hooks = [trace, sdkit.hooks.free_u(b1=1.2)]
+        result = sdkit.text_to_image("a red star", model=model, hooks=hooks, **options)
+        found.append((result.latents, [record.value for record in trace.records]))
+    (latents, seen), (others, seen_by_others) = found
+    assert torch.equal(latents, others)
+    assert len(seen) == len(seen_by_others) > 0
+    assert all(torch.equal(a, b) for a, b in zip(seen, seen_by_others, strict=True))
