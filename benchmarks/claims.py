@@ -29,7 +29,7 @@ from torch import Tensor
 
 import sdkit
 from benchmarks.embedded import judge
-from sdkit import hooks, load, text_to_image
+from sdkit import Stage, hooks, load, on, text_to_image
 from sdkit.events import Hook
 from sdkit.measure import psnr
 from sdkit.model.model import Model
@@ -72,6 +72,18 @@ class Lab:
     @cached_property
     def worse(self) -> Model:
         return worse_than(self.model)
+
+    @cached_property
+    def redder(self) -> Tensor:
+        """What the middle block gives for a red thing less what it gives for a blue one, (c, h, w): the mean over the
+        steps and one of each kind."""
+        seen = []
+        gather = on(Stage.BLOCK, layer="mid_block")(lambda event: seen.append(event.value))
+        red, blue = ([f"a {colour} {kind}" for kind in KINDS] for colour in ("red", "blue"))
+        seeds = [*range(len(KINDS)), *range(len(KINDS))]
+        text_to_image([*red, *blue], model=self.model, seed=seeds, num_inference_steps=STEPS, hooks=[gather])
+        of_red, of_blue = torch.stack(seen).mean(0)[-len(seeds) :].chunk(2)  # (12, c, h, w) each
+        return (of_red - of_blue).mean(0)
 
     @cached_property
     def probes(self) -> dict[str, dict[str, dict[int, Tensor]]]:
@@ -182,8 +194,8 @@ def layout(lab: Lab, given: dict[str, Any] | None, part: int) -> Figures:
     return {"IoU of boxes": found, "kind right": lab.right(images, scenes, KIND)}
 
 
-@asks(blending=0.0, DPS_and_blending=1.0)
-def inpainting(lab: Lab, scale: float, part: int) -> Figures:
+@asks(blending=0.0, RePaint=None, DPS_and_blending=1.0)
+def inpainting(lab: Lab, scale: float | None, part: int) -> Figures:
     """The lower half of a thing is painted again under the drawing's own words, in 20 steps: PSNR in the hole."""
     true = drawings(part)
     mask = torch.zeros(PART, 1, SIZE // 8, SIZE // 8)
@@ -191,8 +203,10 @@ def inpainting(lab: Lab, scale: float, part: int) -> Figures:
         left, top, right, bottom = (round(8 * 16 * side) / 8 for side in box_of(one.masks[0] > 0.5))
         hole[int((top + bottom) / 2) : int(bottom) + 1, int(left) : int(right) + 1] = 1
     latents = sdkit.encode([one.image for one in true], model=lab.model).mean
-    dps = hooks.dps(lambda x0: x0 * (1 - mask), latents * (1 - mask), scale)
-    chosen = [dps, hooks.blend(mask, latents)]
+    if scale is None:
+        chosen = [hooks.repaint(mask, latents, seed=part)]
+    else:
+        chosen = [hooks.dps(lambda x0: x0 * (1 - mask), latents * (1 - mask), scale), hooks.blend(mask, latents)]
     made = lab.draw([one.scene for one in true], part, *chosen, num_inference_steps=2 * STEPS)
     x, y = (torch.cat([to_pixels(one) for one in many]) for many in ([one.image for one in true], made.images))
     hole = F.interpolate(mask, (SIZE, SIZE)).expand_as(x)
@@ -240,7 +254,16 @@ def self_guidance(lab: Lab, scale: float, part: int) -> Figures:
     return {"off by, of the picture": far, "kind right": lab.right(images, scenes, KIND)}
 
 
-@asks(without=0.0, with_it=5.0)
+@asks(without=0.0, with_it=1.0, strong=3.0)
+def h_space(lab: Lab, scale: float, part: int) -> Figures:
+    """Things whose colour no word says become red, along what the middle block gives for red things less for blue."""
+    scenes = singles(part)
+    images = lab.draw(scenes, part, hooks.h_space(lab.redder, scale)).images
+    red = [replace(scene, things=(replace(scene.things[0], colour="red"),)) for scene in scenes]
+    return {"red": lab.right(images, red, [TOLD["colour"]]), "kind right": lab.right(images, scenes, KIND)}
+
+
+@asks(without=0.0, with_it=1.0)
 def compose(lab: Lab, weight: float, part: int) -> Figures:
     """A second prompt says the background."""
     scenes, background = singles(part), BACKGROUNDS[part % len(BACKGROUNDS)]
@@ -309,8 +332,8 @@ def without_guidance(lab: Lab, make: Callable[[Lab], list[Hook]], part: int) -> 
 
 @asks(
     without=list,
-    apg=lambda: [hooks.apg(norm=4.0)],
-    apg_without_momentum=lambda: [hooks.apg(norm=4.0, momentum=0.0)],
+    apg=lambda: [hooks.apg(norm=1.0)],
+    apg_without_momentum=lambda: [hooks.apg(norm=1.0, momentum=0.0)],
     cfg_zero=lambda: [hooks.cfg_zero()],
     cfg_plus_plus=lambda: [hooks.cfg_plus_plus(0.6)],
     dynamic_threshold=lambda: [hooks.dynamic_threshold()],

@@ -349,8 +349,8 @@ GROWING = (
 
 
 def lossy(times: int = 3, count: int = 32) -> list[Row]:
-    """Deep features from the cache at four steps of five, and guidance in the first half alone: what it saves at the
-    size of Stable Diffusion 1.5, and what it loses on the embedded model."""
+    """All but the last layer from the cache at four steps of five, and guidance in the first half alone: what it
+    saves at the size of Stable Diffusion 1.5, and what it loses on the embedded model."""
     from benchmarks.embedded import judge
 
     size = MIDDLE | {"num_inference_steps": 10}

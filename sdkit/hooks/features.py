@@ -78,8 +78,9 @@ def ablate(layer: str, head: int | None = None) -> Hook:
 
 @typed(interval=(1, math.inf))
 def deep_cache(interval: int = 3) -> Hook:
-    """DeepCache: compute the deep blocks of the U-Net at every `interval`-th step only, and give at the others what
-    they gave then; the outermost blocks are computed always (Ma et al. 2023, arXiv:2312.00858, section 3.2).
+    """DeepCache: compute the whole U-Net at every `interval`-th step only, and at the others its last layer alone, from
+    what the layer before gave then and from the outermost skip connection (Ma et al. 2023, arXiv:2312.00858, section
+    3.2).
 
     Example:
         >>> sdkit.text_to_image("a red star", seed=7, hooks=[sdkit.hooks.deep_cache(interval=3)])
@@ -87,10 +88,14 @@ def deep_cache(interval: int = 3) -> Hook:
 
     @on(Stage.CONTEXT)
     def deep_cache(event: Any) -> None:
-        run, last = event.run, len(event.run.model.unet.up_blocks) - 1
-        deep = [f"down_blocks.{i + 1}" for i in range(last)] + ["mid_block"] + [f"up_blocks.{i}" for i in range(last)]
+        run, unet = event.run, event.run.model.unet
         if event.layer is not None:
             return
+        last = len(unet.up_blocks) - 1
+        deep = [f"down_blocks.{i}" for i in range(last + 1)] + ["mid_block"] + [f"up_blocks.{i}" for i in range(last)]
+        for kind in ("resnets", "attentions"):
+            layers = getattr(unet.up_blocks[last], kind, ())
+            deep += [f"up_blocks.{last}.{kind}.{i}" for i in range(len(layers) - 1)]
         if event.step % interval == 0:
             run.hold(*deep)
             return

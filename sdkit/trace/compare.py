@@ -50,13 +50,12 @@ class Comparison(Sequence[Difference], Shown):
             return "the runs recorded nothing that could be compared"
         if self.parting is None:
             return f"the runs are the same in all {len(self.rows)} values that both recorded"
-        others = dict.fromkeys(row.stage.value for row in self.rows if row.distance and row.step is None)
-        beside = " and ".join(others)
+        beside = ", ".join(dict.fromkeys(row.stage.value for row in self.rows if row.distance and row.step is None))
         first = next((row for row in self.rows if row.distance and row.step is not None), None)
         if first is None:
             return f"they are the same at every step that both recorded, and differ in {beside}"
         where = f"they part at step {first.step}, where {first.stage.value} differs by {first.distance:.4g}"
-        return f"{where}; beside the steps they differ in {beside}" if beside else where
+        return f"{where}; before and after the steps they differ in {beside}" if beside else where
 
     def __repr__(self) -> str:
         return f"<Comparison of {len(self.rows)} values: {self.verdict}>"

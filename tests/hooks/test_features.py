@@ -69,6 +69,24 @@ def test_a_cache_that_is_filled_at_every_step_changes_nothing(pipelines):
     assert torch.equal(draw(pipelines["sd1"], hooks.t_gate(99)).latents, draw(pipelines["sd1"]).latents)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_between_two_whole_steps_a_cache_has_the_last_layer_of_the_unet_alone_computed(family, tmp_path):
+    pipeline, called = MAKERS[family](tmp_path), []
+    for name, part in pipeline.unet.named_modules():
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+            part.register_forward_hook(lambda *_, name=name: called.append(name))
+    draw(pipeline, hooks.deep_cache(2), num_inference_steps=2)
+    whole, again = (
+        called[: len(called) - called[::-1].index("conv_in") - 1],
+        called[-called[::-1].index("conv_in") - 1 :],
+    )
+    last = len(pipeline.unet.up_blocks) - 1
+    layer = len(pipeline.unet.up_blocks[last].resnets) - 1
+    own = (f"up_blocks.{last}.resnets.{layer}.", f"up_blocks.{last}.attentions.{layer}.")
+    inside = [name for name in whole if "blocks." in name or "mid_block" in name]
+    assert [name for name in again if name in inside] == [name for name in inside if name.startswith(own)] != []
+
+
 def test_all_heads_of_a_layer_left_out_one_by_one_are_the_layer_left_out(pipelines):
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
     heads = pipelines["sd1"].unet.get_submodule(layer).heads

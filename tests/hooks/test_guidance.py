@@ -10,6 +10,9 @@ from diffusers import guiders
 from diffusers.pipelines.deprecated.semantic_stable_diffusion.pipeline_semantic_stable_diffusion import (
     SemanticStableDiffusionPipeline,
 )
+from diffusers.pipelines.deprecated.stable_diffusion_panorama.pipeline_stable_diffusion_panorama import (
+    StableDiffusionPanoramaPipeline,
+)
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import (
     StableDiffusionSAGPipeline,
 )
@@ -166,6 +169,14 @@ def test_sag_is_that_of_diffusers(guidance_scale, models):
     kind, model = StableDiffusionSAGPipeline, models["sd1"]
     theirs = by_diffusers(kind, model, sag_scale=0.75, guidance_scale=guidance_scale)
     close(latents(model, hooks.sag(0.75), guidance_scale=guidance_scale), theirs)
+
+
+def test_multidiffusion_is_the_panorama_of_diffusers(models):
+    size = {"height": 512, "width": 640}  # three windows of 64 latents, one after another by 8
+    theirs = by_diffusers(StableDiffusionPanoramaPipeline, models["sd1"], **size)
+    close(latents(models["sd1"], hooks.multidiffusion(64, 8), **size), theirs)
+    plain = latents(models["sd1"], **size)
+    assert (plain - theirs).norm() / theirs.norm() > 1e-3
 
 
 @pytest.mark.parametrize("warmup", [0, 1])

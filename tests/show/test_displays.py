@@ -89,7 +89,7 @@ def test_a_value_shows_itself_in_a_notebook(values, name):
 
 def test_a_comparison_begins_with_its_verdict(values):
     assert re.match(
-        r"they part at step 0, where noise differs by [\d.]+; beside the steps they differ in tokens and text and",
+        r"they part at step 0, where noise differs by [\d.]+; before and after the steps they differ in tokens, text,",
         str(values.words),
     )
     assert str(values.hook).startswith("they part at step 1, where guided differs by ")

@@ -83,7 +83,7 @@ TEXT, PICTURE = difference(Stage.TEXT, None, 2.0), difference(Stage.IMAGE, None,
         (
             [TEXT, SAME, PARTED, LATER, PICTURE],
             TEXT,
-            "they part at step 3, where noise differs by 12.35; beside the steps they differ in text and image",
+            "they part at step 3, where noise differs by 12.35; before and after the steps they differ in text, image",
         ),
         ([difference(Stage.TEXT, None, 0.0), PARTED], PARTED, "they part at step 3, where noise differs by 12.35"),
     ],
