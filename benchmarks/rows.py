@@ -111,13 +111,20 @@ def recorded(times: int = 15, model: Any = None, size: dict[str, Any] = TINY) ->
 
 def _size(model: Any, size: dict[str, Any]) -> str:
     side = size.get("height", model.size[0])
-    name = "the embedded model" if model.name == "sdkit/tiny" else "the size of Stable Diffusion 1.5"
+    family = "XL" if model.is_xl else "1.5"
+    name = "the embedded model" if model.name == "sdkit/tiny" else f"the size of Stable Diffusion {family}"
     return f"{name}, {side}x{side}, {size['num_inference_steps']} steps"
 
 
 def sd1(times: int = 5) -> list[Row]:
     """A run that nobody looks at, at the size of Stable Diffusion 1.5."""
     return [replace(one, name="sd1") for one in plain(times, load(sizes.folder("sd1"), device="cpu"), MIDDLE)]
+
+
+def sdxl(times: int = 3) -> list[Row]:
+    """The same at the size of Stable Diffusion XL, which takes 14 GB."""
+    pipeline = sizes.pipeline("sdxl")
+    return [replace(one, name="sdxl") for one in plain(times, pipeline, MIDDLE | {"num_inference_steps": 2})]
 
 
 def by_openvino(times: int = 5, rows: Sequence[str] = ("embedded", "sd1")) -> list[Row]:
@@ -435,6 +442,7 @@ ROWS: dict[str, Callable[..., list[Row]]] = {
     "plain": plain,
     "recorded": recorded,
     "sd1": sd1,
+    "sdxl": sdxl,
     "busy": busy,
     "load": loading,
     "memory": memory,

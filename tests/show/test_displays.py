@@ -50,7 +50,7 @@ def values(tiny):
 SHORT = {
     "result": r"<Result of 'a red star', seed \[7, 8\]: 2 pictures of 128x128>",
     "trace": r"<Trace 'a red star', seed \[7, 8\]: 3 steps, \d+ values, \d\.\d MB>",
-    "hook": r"<Comparison of \d+ values: they part at step 1, where guided differs by [\d.]+; beside .+>",
+    "hook": r"<Comparison of \d+ values: they part at step 1, where guided differs by [\d.]+; before and after .+>",
     "model": r"<Model 'sdkit/tiny': StableDiffusionPipeline for 128x128, float32 on cpu>",
     "trip": r"<RoundTrip of 1 picture: PSNR [\d.]+ dB, SSIM 0\.\d+ at the worst>",
     "walk": r"<Walk of 3 frames: evenness [\d.]+>",

@@ -78,7 +78,7 @@ TEXT, PICTURE = difference(Stage.TEXT, None, 2.0), difference(Stage.IMAGE, None,
         (
             [TEXT, SAME, PICTURE, PICTURE],
             TEXT,
-            "they are the same at every step that both recorded, and differ in text and image",
+            "they are the same at every step that both recorded, and differ in text, image",
         ),
         (
             [TEXT, SAME, PARTED, LATER, PICTURE],
