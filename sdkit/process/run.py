@@ -129,8 +129,12 @@ class Run(Asked):
         edited_by.extend(name for name in {edit.hook: None for edit in event.edits} if name not in edited_by)
         if event.stage is Stage.CONTEXT and not event.edits:
             return  # it was TEXT or POOLED before
-        if isinstance(value, Tensor) and value.is_floating_point():  # asked at the end, so that no GPU is waited for
-            self._finite.append((str(event), event.edits, value.detach().isfinite().all()))
+        if isinstance(value, Tensor) and value.is_floating_point():
+            finite = value.detach().isfinite().all()
+            if (
+                value.device.type != "cpu" or not finite
+            ):  # what lies elsewhere is asked at the end: no GPU is waited for
+                self._finite.append((str(event), event.edits, finite))
 
     def note_level(self, step: int, visit: Visit) -> None:
         """Write down how noisy the sample of a step is that is about to begin."""

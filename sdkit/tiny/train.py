@@ -15,7 +15,7 @@ import argparse
 import copy
 import csv
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ PAIRS = 0.5  # share of pictures with two things
 CAPTION_DROPOUT = 0.1  # emptied, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
 SHARP = Recipe(steps=180, batch=2, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20)  # of the decoder alone
 ADVERSARIAL = 0.2  # how strongly the discriminator pulls at the decoder's last layer, as a share of the error's pull
+WORDINGS = 8  # captions of each picture, which leave other things unsaid
 WORD_WEIGHT = 0.1  # of the loss on where a noun's attention lies, beside the denoising loss
 
 
@@ -321,6 +322,21 @@ def cached_latents(
     return {key: torch.cat([tensors[key] for tensors in shards]) for key in ("mean", "std", "mask")}
 
 
+def worded(tokenizer: CLIPTokenizer, seeds: range, scene: Callable[[int], grammar.Scene]) -> tuple[Tensor, Tensor]:
+    """Captions of pictures, each in several wordings: token ids (n, WORDINGS, 32), and the places of the nouns of both
+    things in them, (n, WORDINGS, 2), 0 where there is no second."""
+    captions, kinds = [], []
+    for seed in seeds:
+        rng, shown = random.Random(SEED * (seed + 1)), scene(seed)
+        for _ in range(WORDINGS):
+            captions.append(grammar.caption_of(grammar.leave_out(shown, rng), rng))
+            kinds.append([tokenizer.convert_tokens_to_ids(f"{thing.kind}</w>") for thing in shown.things] + [-1])
+    ids = tokenize(tokenizer, captions)
+    of_things = torch.tensor([two[:2] for two in kinds])  # (n * WORDINGS, 2)
+    places = (ids[:, None] == of_things[..., None]).int().argmax(-1)  # of none the first, which begins every caption
+    return ids.view(-1, WORDINGS, ids.shape[1]), places.view(-1, WORDINGS, 2)
+
+
 class WatchedAttention:
     """Attention written out, to train where words look as well: `seen` gathers the head mean of the probabilities of
     cross-attention at the latents' own resolution, (B, h * w, L). In bfloat16 on a CPU it is also the faster way."""
@@ -343,18 +359,21 @@ class WatchedAttention:
         return mixed
 
 
-def word_loss(seen: list[Tensor], ids: Tensor, said: list[grammar.Scene], masks: Tensor, nouns: list[int]) -> Tensor:
+def word_loss(seen: list[Tensor], nouns: Tensor, masks: Tensor) -> Tensor:
     """How far the attention to each noun is from the place of its thing: cross-entropy of every layer's head mean with
-    the thing's mask (after TokenCompose, Wang et al. 2023, arXiv:2312.03626). `masks` is (B, 2, 16, 16) of 0..255."""
-    attention, truth = [], []
-    for row, scene_said in enumerate(said):
-        for i, thing in enumerate(scene_said.things):
-            for token in (ids[row] == nouns[grammar.KINDS.index(thing.kind)]).nonzero()[:1, 0]:  # none if emptied
-                attention.append(torch.stack([layer[row, :, token] for layer in seen]))  # (layers, h * w)
-                truth.append(masks[row, i].flatten().expand(len(seen), -1) / 255)
-    if not attention:
-        return seen[0].new_zeros(())
-    return F.binary_cross_entropy(torch.stack(attention).clamp(1e-4, 1 - 1e-4), torch.stack(truth))
+    the thing's mask (after TokenCompose, Wang et al. 2023, arXiv:2312.03626).
+
+    Args:
+        nouns: (B, 2), the place of each thing's noun among the tokens; 0 where it is not said.
+        masks: (B, 2, 16, 16) of 0..255.
+    """
+    attention = torch.stack(seen)  # (layers, B, h * w, L)
+    looked = attention.gather(3, nouns[None, :, None].expand(*attention.shape[:3], -1))  # (layers, B, h * w, 2)
+    truth = (masks.flatten(2).transpose(1, 2) / 255).expand_as(looked)
+    each = F.binary_cross_entropy(looked.clamp(1e-4, 1 - 1e-4), truth, reduction="none").mean((0, 2))  # (B, 2)
+    said = nouns > 0
+    loss: Tensor = (each * said).sum() / said.sum().clamp(min=1)
+    return loss
 
 
 def train_unet(
@@ -370,14 +389,15 @@ def train_unet(
     folder = out / "weights" / "unet"
     unet = anatomy.unet(preset.unet).to(accelerator.device)
     schedule = anatomy.scheduler()
-    data = cached_latents(out, accelerator, vae, preset)
-    nouns = [tokenizer.convert_tokens_to_ids(f"{kind}</w>") for kind in grammar.KINDS]
+    data = {name: kept.to(accelerator.device) for name, kept in cached_latents(out, accelerator, vae, preset).items()}
+    ids, nouns = (part.to(accelerator.device) for part in worded(tokenizer, range(preset.latents), preset.scene))
+    nothing = tokenize(tokenizer, [""]).to(accelerator.device)
     in_bfloat16 = _multiplies_bfloat16()
     seen: list[Tensor] = []
     unet.set_attn_processor(WatchedAttention(seen))
 
     def loss_at(x0: Tensor, t: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         x = schedule.add_noise(x0, noise, t)  # (B, 4, 16, 16)
         target = schedule.get_velocity(x0, noise, t)
         text = encoder(ids).last_hidden_state  # (B, L, D)
@@ -387,23 +407,23 @@ def train_unet(
         return F.mse_loss(prediction.float(), target)
 
     def loss_of(step: int) -> Tensor:
-        rng, generator = random.Random(SEED * step), torch.Generator().manual_seed(SEED + step)
-        batch = preset.denoiser.batch
-        seeds = [rng.randrange(preset.latents) for _ in range(batch)]
-        said = [grammar.leave_out(preset.scene(seed), rng) for seed in seeds]
-        captions = [grammar.caption_of(one, rng) for one in said]
-        captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
-        ids = tokenize(tokenizer, captions).to(accelerator.device)
-        mean, std = (data[key][seeds].float() for key in ("mean", "std"))
-        x0 = mean + std * torch.randn(mean.shape, generator=generator)
+        batch, place = preset.denoiser.batch, accelerator.device
+        generator = torch.Generator(place).manual_seed(SEED + step)
+
+        def drawn(size: Sequence[int] = (batch,)) -> Tensor:
+            return torch.rand(size, generator=generator, device=place)
+
+        chosen, wording = (drawn() * preset.latents).long(), (drawn() * WORDINGS).long()
+        kept = drawn()[:, None] >= CAPTION_DROPOUT  # (B, 1)
+        words, things = torch.where(kept, ids[chosen, wording], nothing), nouns[chosen, wording] * kept
+        mean, std = (data[key][chosen].float() for key in ("mean", "std"))
+        x0 = mean + std * torch.randn(mean.shape, generator=generator, device=place)
         # One draw from each of B equal parts, evener than B free ones; the power leans towards the middle of the
         # schedule, where shapes are decided: two thirds of the draws fall into its middle half.
-        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * 2 - 1
+        strata = (torch.arange(batch, device=place) + drawn()) / batch * 2 - 1
         share = 0.5 + 0.5 * strata.sign() * strata.abs() ** 1.6  # in (0, 1)
-        t = (share * schedule.config.num_train_timesteps).long().to(accelerator.device)
-        denoising = loss_at(x0.to(accelerator.device), t, ids, generator)
-        masks = data["mask"][seeds].to(accelerator.device)
-        return denoising + WORD_WEIGHT * word_loss(seen, ids, said, masks, nouns)
+        t = (share * schedule.config.num_train_timesteps).long().clamp(max=schedule.config.num_train_timesteps - 1)
+        return loss_at(x0, t, words, generator) + WORD_WEIGHT * word_loss(seen, things, data["mask"][chosen])
 
     unseen = range(VALIDATION, VALIDATION + 64)
     with torch.no_grad():
@@ -421,8 +441,9 @@ def train_unet(
             ("wrong", captions[1:] + captions[:1]),
         ):
             t = torch.full((len(captions),), 800, device=accelerator.device)
-            ids = tokenize(tokenizer, said).to(accelerator.device)
-            row[f"{name} at 800"] = float(loss_at(x0_unseen, t, ids, torch.Generator().manual_seed(0)))
+            words = tokenize(tokenizer, said).to(accelerator.device)
+            generator = torch.Generator(accelerator.device).manual_seed(0)
+            row[f"{name} at 800"] = float(loss_at(x0_unseen, t, words, generator))
         pictures = sheet(anatomy.pipeline(vae, encoder, tokenizer, unet), preset.side)
         seen.clear()
         save(out / "model", vae, encoder, tokenizer, unet)

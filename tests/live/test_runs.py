@@ -22,6 +22,12 @@ STAR = "a red star on a blue background"
 FEW = {"seed": 7, "num_inference_steps": 5}
 
 
+@pytest.fixture(autouse=True)
+def _each_step_alone(monkeypatch):
+    """However fast the machine is, every step comes in a message of its own."""
+    monkeypatch.setattr(runs, "EVERY", 0)
+
+
 def told(stream, kind):
     return [message for message in messages(stream) if message["kind"] == kind]
 

@@ -85,19 +85,31 @@ def test_watched_attention_computes_what_diffusers_computes():
 
 
 def test_the_word_loss_is_least_where_nouns_look_at_their_things():
-    said = [grammar.parse("a red cat left of a fish")]
-    nouns = list(range(100, 112))
-    ids = torch.tensor([[0, nouns[grammar.KINDS.index("cat")], 1, nouns[grammar.KINDS.index("fish")]]])
-    masks = torch.zeros(1, 2, 16, 16)
+    masks = torch.zeros(2, 2, 16, 16, dtype=torch.uint8)
     masks[0, 0, :, :8], masks[0, 1, :, 8:] = 255, 255
-    right = torch.zeros(1, 256, 4)
+    nouns = torch.tensor([[1, 3], [0, 0]])  # the second caption is emptied
+    right = torch.zeros(2, 256, 4)
     right[0, :, 1], right[0, :, 3] = masks[0].flatten(1) / 255
     swapped = right[:, :, [0, 3, 2, 1]]
-    losses = [float(train.word_loss([heat], ids, said, masks, nouns)) for heat in (right, swapped)]
+    losses = [float(train.word_loss([heat], nouns, masks)) for heat in (right, swapped)]
     assert losses[0] < 1e-3
     assert losses[1] > 5
-    emptied = torch.zeros_like(ids)
-    assert float(train.word_loss([right], emptied, said, masks, nouns)) == 0
+    assert float(train.word_loss([right, swapped], nouns, masks)) == pytest.approx(sum(losses) / 2)
+    assert float(train.word_loss([right], torch.zeros_like(nouns), masks)) == 0
+
+
+def test_wordings_of_a_picture_differ_and_say_where_its_nouns_stand(tiny):
+    seeds = range(40, 60)
+    ids, nouns = train.worded(tiny.tokenizer, seeds, train.scene)
+    assert (ids.shape, nouns.shape) == ((20, train.WORDINGS, 32), (20, train.WORDINGS, 2))
+    for seed, of_picture, places in zip(seeds, ids, nouns, strict=True):
+        shown = train.scene(seed)
+        assert len(set(map(tuple, of_picture.tolist()))) > 1
+        for tokens, (first, second) in zip(of_picture, places.tolist(), strict=True):
+            said = grammar.parse(tiny.tokenizer.decode(tokens, skip_special_tokens=True))
+            assert [thing.kind for thing in said.things] == [thing.kind for thing in shown.things]
+            words = [tiny.tokenizer.decode(tokens[[place]]).strip() for place in (first, second) if place]
+            assert words == [thing.kind for thing in shown.things]
 
 
 @pytest.mark.slow
