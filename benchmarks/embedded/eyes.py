@@ -2,22 +2,23 @@
 
 They are of two kinds and had other drawings to learn from, so that nothing can have been tuned to the blind spots of
 one: the first is a stack of strided convolutions, the second a residual network with pooling (He et al. 2015,
-arXiv:1512.03385). The kept one of the second kind learned in 2,200 steps, and was asked about missing details and stray
-shapes too; those it did not learn well enough to be asked here.
+arXiv:1512.03385). The kept one of the second kind learned in 2,200 steps. Inner details are judged in `details.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetModel
@@ -82,6 +83,26 @@ def as_input(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def ramp(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The soft ramp over a picture (H, W, 3) that fits it best at some of its pixels, (H, W) bool."""
+    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
+    slopes = np.stack([np.ones_like(x), x, y], -1)
+    fitted, *_ = np.linalg.lstsq(slopes[where], rgb[where], rcond=None)
+    ramp: np.ndarray = slopes @ fitted
+    return ramp
+
+
+def silhouette(picture: Image.Image, threshold: float = 20) -> np.ndarray:
+    """Where a picture differs by `threshold` of 255 in some channel from its background, which reaches the rim and is
+    flat or a soft ramp; with all that this encloses, (H, W) bool."""
+    rgb = np.asarray(picture, dtype=np.float32)
+    rim = np.ones(rgb.shape[:2], bool)
+    rim[2:-2, 2:-2] = False
+    differs = np.abs(rgb - ramp(rgb, rim)).max(-1) > threshold
+    filled: np.ndarray = ndimage.binary_fill_holes(differs)
+    return filled
+
+
 def lesson(rng: random.Random) -> tuple[np.ndarray, list[int]]:
     """A drawing of anything, held-out pairs included, and its answers."""
     things = tuple(Thing(kind, rng.choice(COLOURS)) for kind in rng.sample(KINDS, rng.choice((1, 2))))
@@ -90,20 +111,24 @@ def lesson(rng: random.Random) -> tuple[np.ndarray, list[int]]:
     return np.asarray(draw_scene(scene, seed).image), grammar.answers(grammar.mirrored(scene))
 
 
-Kind = TypeVar("Kind", bound=Eye)
+def softened(x: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) slightly blurred, noised and recoloured, as generated ones are."""
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.lerp(x, soft, torch.rand(len(x), 1, 1, 1)) * (1 + 0.04 * torch.randn(len(x), 3, 1, 1))
+    return x + 0.06 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
 
 
-def teach(eye: Kind, seed: int) -> Kind:
-    """Train a judge from nothing on fresh drawings, slightly blurred, noised and recoloured as generated ones are."""
+Kind, Reader = TypeVar("Kind", bound=nn.Module), TypeVar("Reader", bound=Eye)
+
+
+def teach(eye: Reader, seed: int) -> Reader:
+    """Train a judge from nothing on fresh drawings, each softened."""
     optimizer = torch.optim.AdamW(eye.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, STEPS)
     rng = random.Random(seed)
     for _ in tqdm(range(STEPS), desc="training the judge"):
         pictures, truth = zip(*(lesson(rng) for _ in range(BATCH)), strict=True)
-        x = as_input(list(pictures))
-        soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        x = torch.lerp(x, soft, torch.rand(BATCH, 1, 1, 1)) * (1 + 0.04 * torch.randn(BATCH, 3, 1, 1))
-        x = x + 0.06 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)
+        x = softened(as_input(list(pictures)))
         answers = torch.tensor(truth)
         parts = zip(torch.split(eye(x), CLASSES, dim=1), answers.T, strict=True)
         loss = torch.stack([F.cross_entropy(part, answer) for part, answer in parts]).sum()
@@ -116,18 +141,18 @@ def teach(eye: Kind, seed: int) -> Kind:
 
 def trained_eye() -> Eye:
     """The first judge."""
-    return kept(Eye, WEIGHTS, SEED)
+    return kept(Eye, WEIGHTS, SEED, teach)
 
 
 def trained_second_eye() -> SecondEye:
-    return kept(SecondEye, SECOND_WEIGHTS, SECOND_SEED)
+    return kept(SecondEye, SECOND_WEIGHTS, SECOND_SEED, teach)
 
 
-def kept(kind: type[Kind], file: Path, seed: int) -> Kind:
+def kept(kind: type[Kind], file: Path, seed: int, learn: Callable[[Kind, int], Kind]) -> Kind:
     """The judge that is kept in a file; trained first, which takes a while, where there is none."""
     if not file.exists():
         torch.manual_seed(seed)
-        save_file(teach(kind(), seed).half().state_dict(), file)
+        save_file(learn(kind(), seed).half().state_dict(), file)
     eye = kind()
     eye.load_state_dict(load_file(file))
     return eye.eval()

@@ -1,8 +1,8 @@
 """How well the embedded model does what it is told: `python -m benchmarks.embedded.judge`.
 
 Two small classifiers (`eyes.py`), trained on drawings alone and first checked on drawings that they have not seen, read
-what is in the pictures that the model makes of a fixed, stratified set of captions. Where words look is held against
-the masks of drawings. Everything comes with its 95 % interval.
+what is in the pictures that the model makes of a fixed, stratified set of captions, and a third looks for inner details
+(`details.py`). Where words look is held against the masks of drawings. Everything comes with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.embedded import details
 from benchmarks.embedded.eyes import (
     SEED,
     Eye,
     SecondEye,
     as_input,
     check_on_drawings,
+    ramp,
+    silhouette,
     trained_eye,
     trained_second_eye,
 )
@@ -131,40 +134,13 @@ def right(measure: Measure, answers: Answers) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
-def _ramp(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The soft ramp over a picture (H, W, 3) that fits it best at some of its pixels, (H, W) bool."""
-    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]] / rgb.shape[0]
-    slopes = np.stack([np.ones_like(x), x, y], -1)
-    fitted, *_ = np.linalg.lstsq(slopes[where], rgb[where], rcond=None)
-    ramp: np.ndarray = slopes @ fitted
-    return ramp
-
-
-def silhouette(picture: Image.Image, threshold: float = 20) -> np.ndarray:
-    """Where a picture differs by `threshold` of 255 in some channel from its background, which reaches the rim and is
-    flat or a soft ramp; with all that this encloses, (H, W) bool."""
-    rgb = np.asarray(picture, dtype=np.float32)
-    rim = np.ones(rgb.shape[:2], bool)
-    rim[2:-2, 2:-2] = False
-    differs = np.abs(rgb - _ramp(rgb, rim)).max(-1) > threshold
-    page = Image.fromarray(np.pad(differs, 1).astype(np.uint8)).copy()
-    ImageDraw.floodfill(page, (0, 0), 2)
-    inside: np.ndarray = np.asarray(page)[1:-1, 1:-1] != 2  # all that the flood did not reach
-    return inside
-
-
 def shapes(picture: Image.Image, threshold: float = 20, least: int = 12) -> list[int]:
     """Areas in pixels of what stands apart from the background, which reaches the rim and is flat or a soft ramp.
 
     A shape is whole with what it encloses. It differs by `threshold` of 255 in some channel and has `least` pixels.
     """
-    page = Image.fromarray(silhouette(picture, threshold).astype(np.uint8)).copy()
-    found = []
-    while (left := np.argwhere(np.asarray(page) == 1)).size:
-        ImageDraw.floodfill(page, (int(left[0, 1]), int(left[0, 0])), 2)
-        found.append(int((np.asarray(page) == 2).sum()))
-        page = page.point([0, 1, 0] + [0] * 253)
-    return [area for area in found if area >= least]
+    labels, _ = ndimage.label(silhouette(picture, threshold))
+    return [int(area) for area in np.bincount(labels.ravel())[1:] if area >= least]
 
 
 def background_spread(picture: Image.Image) -> float | None:
@@ -174,7 +150,7 @@ def background_spread(picture: Image.Image) -> float | None:
     outside = ~ndimage.binary_dilation(silhouette(picture), iterations=4)
     if outside.sum() < 500:
         return None
-    return float((rgb - _ramp(rgb, outside))[outside].std(0).mean())
+    return float((rgb - ramp(rgb, outside))[outside].std(0).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +261,7 @@ def main_table(model: Model, eye: Eye, second: SecondEye, count: int, sheets: Pa
             right(m, replace(found[m.scenes], read=read)) for read in (found[m.scenes].read, again[m.scenes])
         )
         rows.append(f"| {m.name} | {share(first, of)} | {share(other, of)} | {of} | {m.target:.0%} |")
+    rows += detail_rows(model, eye)
     stray = torch.cat([answers.stray for answers in found.values()])
     rows.append(f"| pictures with a stray shape | {share(int(stray.sum()), len(stray))} | | | {len(stray)} | 3% |")
     spread = [s for s in map(background_spread, found[full_captions].images) if s is not None]
@@ -302,6 +279,17 @@ def main_table(model: Model, eye: Eye, second: SecondEye, count: int, sheets: Pa
         for scenes, answers in found.items():
             contact_sheet(answers.images[:24], columns=8).quantize(128).save(sheets / f"{scenes.__name__}.png")
     return "\n".join(rows)
+
+
+def detail_rows(model: Model, eye: Eye) -> list[str]:
+    """How often the inner details of large things are there, and of each kind."""
+    of_details = details.trained_detail_eye()
+    found = {
+        details.DETAILS[kind][0]: of_details.sees(ask(model, eye, scenes, len(scenes)).images)
+        for kind, scenes in details.large_things().items()
+    }
+    found = {"inner detail of large things": torch.cat(list(found.values())), **found}
+    return [f"| {name} | {share(int(one.sum()), len(one))} | | | {len(one)} | 90% |" for name, one in found.items()]
 
 
 def sweep_table(model: Model, eye: Eye, count: int) -> str:
@@ -362,6 +350,8 @@ def main() -> None:
         f"{name} on 1,000 unseen drawings: " + ", ".join(f"{part} {x:.1%}" for part, x in found.items()) + "."
         for name, found in checked.items()
     )
+    of_details = details.check_on_drawings(details.trained_detail_eye())
+    said += f"\n\nThe judge of inner details is right on {of_details:.1%} of 500 unseen drawings."
     print(said)
     if min(checked["The first judge"].values()) < 0.995:
         raise SystemExit("a judge that is right on fewer than 99.5 % of drawings judges nothing; train it anew")

@@ -67,7 +67,7 @@ def load(
             is returned.
         device: where to put it; by default a GPU where there is one. A pipeline stays where it is.
         dtype: "float32", "float16", "bfloat16" or the torch dtype; by default float16 on a GPU and float32 elsewhere.
-        storage_dtype: "float16" or "bfloat16", to keep the weights in and compute in float32 all the same: half the
+        storage_dtype: "float16" or "bfloat16", to keep the weights in and compute in float32 all the same: less
             memory on a CPU, for some more time. With files in half precision the pictures are the same to the bit.
         variant, revision, token, local_files_only: as diffusers' `from_pretrained` takes them, for the hub, and the
             first for a folder too.
