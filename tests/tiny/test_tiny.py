@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdkit
-from benchmarks.embedded import eyes, judge
+from benchmarks.embedded import details, eyes, judge
 from sdkit.tiny import anatomy, drawing, grammar, train
 from sdkit.tiny.grammar import COLOURS, HELD_OUT, KINDS, Scene, Thing
 
@@ -176,6 +176,17 @@ def test_the_model_draws_the_colours_and_kinds_that_it_is_told(tiny):
 def test_the_judges_read_drawings_right(trained):
     for part, share in eyes.check_on_drawings(trained(), count=200).items():
         assert share >= 0.98, part
+
+
+@pytest.mark.parametrize("kind", details.DETAILS)
+def test_the_judge_of_details_tells_a_thing_with_its_detail_from_the_same_without(kind):
+    scenes = details.large_things()[kind][::9]
+    whole, bare = ([details.drawn(grammar.complete(s, i), i, whole=w) for i, s in enumerate(scenes)] for w in (1, 0))
+    outlines = [np.array_equal(eyes.silhouette(a), eyes.silhouette(b)) for a, b in zip(whole, bare, strict=True)]
+    assert all(outlines) == (kind not in ("fish", "boat"))  # whose fins and sails are part of it
+    eye = details.trained_detail_eye()
+    assert eye.sees(whole).all()
+    assert not eye.sees(bare).any()
 
 
 def test_the_spread_of_a_background_is_that_of_its_noise():
