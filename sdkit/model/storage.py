@@ -1,4 +1,4 @@
-"""Weights that are kept in half precision and computed with in float32: half the memory of a model on a CPU."""
+"""Weights that are kept in half precision and computed with in float32: they take half the memory on a CPU."""
 
 from __future__ import annotations
 
