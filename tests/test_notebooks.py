@@ -6,10 +6,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import accelerate
 import nbformat
 import pytest
+import torch
 from conftest import random_pipeline, random_xl_pipeline
-from diffusers import PNDMScheduler
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -111,6 +113,26 @@ def test_a_notebook_runs_on_a_model_like_stable_diffusion_1_5(path, shell, like_
     if path.name[0] in "23":  # each works out by hand what sdkit recorded
         (difference,) = re.findall(r"largest difference:? ([\d.e+-]+)", capsys.readouterr().out)
         assert float(difference) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def lying_elsewhere():
+    """The embedded model, whose weights lie on another device than the one that computes: on "meta", as accelerate
+    puts them, from where it fetches each for its layer."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        Path(sdkit.__file__).parent / "tiny" / "weights", dtype=torch.float32
+    )
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        accelerate.cpu_offload(part, execution_device="cpu")
+        assert next(part.parameters()).device.type == "meta"
+    return dataclasses.replace(sdkit.load(pipeline), num_inference_steps=20, guidance_scale=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS[:5], ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_model_whose_weights_lie_elsewhere(path, shell, lying_elsewhere, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert pictures_of(path, shell, lying_elsewhere) >= 5
 
 
 @pytest.mark.slow

@@ -286,7 +286,7 @@ def _from_pipeline(model: Any, changes: Collection[object]) -> Model:
         raise TypeError(
             f"model must be a name, a folder, a file, a Stable Diffusion pipeline or an sdkit Model, but is a {kind}"
         )
-    return _model(_supported(model), model.config.get("_name_or_path") or type(model).__name__)
+    return _model(_supported(model), str(model.config.get("_name_or_path") or type(model).__name__))
 
 
 def best_device() -> str:

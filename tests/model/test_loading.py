@@ -35,6 +35,12 @@ def test_a_model_is_returned_as_it_is_and_a_pipeline_is_wrapped(sd1):
     assert (model.num_inference_steps, model.guidance_scale) == (50, 7.5)
 
 
+def test_a_pipeline_from_a_path_has_a_name_that_a_record_can_keep(sd1, tmp_path):
+    sd1.save_pretrained(tmp_path)
+    result = sdkit.text_to_image("a star", model=type(sd1).from_pretrained(tmp_path), seed=2, num_inference_steps=1)
+    assert json.loads(json.dumps(result.settings))["model"] == str(tmp_path)
+
+
 def test_a_folder_in_diffusers_layout_gives_the_picture_of_its_pipeline(sd1, tmp_path):
     sd1.save_pretrained(tmp_path / "model")
     options = {"seed": 2, "num_inference_steps": 3}
