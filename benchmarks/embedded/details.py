@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.embedded.eyes import as_input, kept, silhouette, softened
+from benchmarks.embedded.eyes import as_input, halvings, kept, silhouette, softened
 from sdkit import decode, encode, load
 from sdkit.tiny import drawing, grammar
 from sdkit.tiny.drawing import Pen, draw_scene
@@ -44,9 +44,7 @@ class DetailEye(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise((3, 24, 48, 96, 128)):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]  # halves the side
+        layers = halvings((3, 24, 48, 96, 128))
         self.see = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,15 +60,11 @@ class DetailEye(nn.Module):
 def cut_out(picture: Image.Image) -> np.ndarray:
     """A thing with a little around it, (64, 64, 3)."""
     rows, columns = np.nonzero(silhouette(picture))
-    box = (0, 0, *picture.size)
+    (width, height), box = picture.size, None
     if len(rows):
-        box = (columns.min() - 2, rows.min() - 2, columns.max() + 3, rows.max() + 3)
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=inside(box, picture.size)))
-
-
-def inside(box: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = box
-    return max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
+        left, top = max(columns.min() - 2, 0), max(rows.min() - 2, 0)
+        box = (left, top, min(columns.max() + 3, width), min(rows.max() + 3, height))
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
 
 
 def drawn(scene: Scene, seed: int, *, whole: bool) -> drawing.Drawing:

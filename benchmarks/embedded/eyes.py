@@ -43,10 +43,7 @@ class Eye(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 24, 48, 96, 128, 160)
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]  # halves the side
-        self.see = nn.Sequential(*layers, nn.Flatten())  # (B, 160 * 4 * 4)
+        self.see = nn.Sequential(*halvings(widths), nn.Flatten())  # (B, 160 * 4 * 4)
         self.say = nn.Sequential(nn.Linear(160 * 16, 128), nn.ReLU(), nn.Linear(128, sum(CLASSES)))
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -58,6 +55,14 @@ class Eye(nn.Module):
         """The nine answers for PIL pictures, (B, 9)."""
         logits = self(as_input([np.asarray(picture) for picture in pictures]))
         return torch.stack([part.argmax(1) for part in torch.split(logits, CLASSES, dim=1)], dim=1)
+
+
+def halvings(widths: Sequence[int]) -> list[nn.Module]:
+    """Convolutions from one width to the next, each of which halves the side."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+    return layers
 
 
 class SecondEye(Eye):

@@ -320,7 +320,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 def _storage_dtype(dtype: str | torch.dtype, wide: torch.dtype) -> torch.dtype:
-    name = pick("storage_dtype", str(dtype).removeprefix("torch."), ("float16", "bfloat16"))
+    name = pick("storage_dtype", str(dtype).removeprefix("torch."), DTYPES[1:])
     if wide != torch.float32:
         raise ValueError(
             f"storage_dtype is for computing in float32, not in {wide}; leave it out, or give dtype='float32'"

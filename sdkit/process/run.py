@@ -131,9 +131,7 @@ class Run(Asked):
             return  # it was TEXT or POOLED before
         if isinstance(value, Tensor) and value.is_floating_point():
             finite = value.detach().isfinite().all()
-            if (
-                value.device.type != "cpu" or not finite
-            ):  # what lies elsewhere is asked at the end: no GPU is waited for
+            if value.device.type != "cpu" or not finite:  # a GPU is asked at the end, so that nobody waits for it
                 self._finite.append((str(event), event.edits, finite))
 
     def note_level(self, step: int, visit: Visit) -> None:

@@ -15,7 +15,7 @@ import argparse
 import copy
 import csv
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -410,8 +410,8 @@ def train_unet(
         batch, place = preset.denoiser.batch, accelerator.device
         generator = torch.Generator(place).manual_seed(SEED + step)
 
-        def drawn(size: Sequence[int] = (batch,)) -> Tensor:
-            return torch.rand(size, generator=generator, device=place)
+        def drawn() -> Tensor:
+            return torch.rand(batch, generator=generator, device=place)
 
         chosen, wording = (drawn() * preset.latents).long(), (drawn() * WORDINGS).long()
         kept = drawn()[:, None] >= CAPTION_DROPOUT  # (B, 1)
