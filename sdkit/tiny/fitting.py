@@ -54,10 +54,10 @@ def fit(
         for part, child in (model.named_children() if rates else [("", model)])
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    average = EMAModel(trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+    average = EMAModel(trained, decay=recipe.ema, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer = accelerator.prepare(optimizer)
     checkpoint, log = out / f"{name}.ckpt", out / f"{name}.csv"
-    first, running = 0, 0.0
+    first, running = 0, torch.zeros((), device=accelerator.device)
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -77,11 +77,11 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         average.step(trained)
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        running = loss.detach() if step == 0 else 0.98 * running + 0.02 * loss.detach()  # without waiting for a GPU
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             average.store(trained)
             average.copy_to(trained)
-            row = {"step": step + 1, "loss": running, **validate()}
+            row = {"step": step + 1, "loss": running.item(), **validate()}
             average.restore(trained)
             _append(log, row)
             pace = (time.perf_counter() - began) / (step + 1 - first)

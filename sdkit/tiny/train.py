@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdkit import measure
@@ -43,6 +46,7 @@ PAIRS = 0.5  # share of pictures with two things
 CAPTION_DROPOUT = 0.1  # emptied, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
 SHARP = Recipe(steps=180, batch=2, learning_rate=5e-5, ema=0.98, decay=0.4, warmup=20)  # of the decoder alone
 ADVERSARIAL = 0.2  # how strongly the discriminator pulls at the decoder's last layer, as a share of the error's pull
+SHAKEN = 0.1  # of the latents' spread: noise that the decoder learns to bear, since what a U-Net makes is never exact
 WORDINGS = 8  # captions of each picture, which leave other things unsaid
 WORD_WEIGHT = 0.1  # of the loss on where a noun's attention lies, beside the denoising loss
 
@@ -80,18 +84,18 @@ class Preset:
 
 
 PRESETS = {
-    "hours": Preset(  # the embedded model
+    "embedded": Preset(  # ten minutes on an H200; a day and more on two cores
         side=128,
         autoencoder=(16, 32, 64, 64),
         unet=(48, 96, 160),
-        pictures=8_000,
-        latents=60_000,
+        pictures=20_000,
+        latents=120_000,
         scene=scene,
-        crops=Recipe(steps=2600, batch=8, learning_rate=1.5e-3),
-        whole=Recipe(steps=800, batch=4, learning_rate=5e-4, decay=1.0, warmup=20),
+        crops=Recipe(steps=3000, batch=32, learning_rate=1.5e-3),
+        whole=Recipe(steps=4000, batch=16, learning_rate=1e-3, decay=1.0, warmup=20),
         text=Recipe(steps=600, batch=128, learning_rate=1e-3, warmup=50),
-        denoiser=Recipe(steps=18_000, batch=24, learning_rate=7e-4, ema=0.9993, decay=0.45),
-        every=1000,
+        denoiser=Recipe(steps=3_916, batch=768, learning_rate=1e-3, ema=0.9993, warmup=500, decay=0.6),
+        every=979,
     ),
     "minutes": Preset(
         side=64,
@@ -109,7 +113,7 @@ PRESETS = {
 }
 
 
-def pixels(seeds: range, preset: Preset = PRESETS["hours"]) -> Tensor:
+def pixels(seeds: range, preset: Preset = PRESETS["embedded"]) -> Tensor:
     """Drawings as (n, 3, side, side) uint8."""
     return drawings(seeds, preset)[0]
 
@@ -124,6 +128,13 @@ def drawings(seeds: range, preset: Preset) -> tuple[Tensor, Tensor]:
         masks[i, : len(drawn.masks)] = torch.from_numpy(drawn.masks)
     coverage = (F.avg_pool2d(masks, drawing.SIZE // anatomy.LATENT_SIDE) * 255).round().byte()
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), coverage
+
+
+def in_blocks(make: Callable[[range], Any], seeds: range, accelerator: Accelerator, size: int = 500) -> Iterable[Any]:
+    """`make` of so many seeds after so many, in as many processes as there are cores where a GPU would wait for it."""
+    blocks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+    workers = os.cpu_count() or 1 if accelerator.device.type == "cuda" else 0
+    return DataLoader(blocks, batch_size=None, collate_fn=make, num_workers=workers)  # type: ignore[arg-type]
 
 
 def as_input(picture: Tensor) -> Tensor:
@@ -145,13 +156,16 @@ def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> Au
     if folder.exists():
         return AutoencoderKL.from_pretrained(folder).to(accelerator.device)
     vae = anatomy.autoencoder(preset.autoencoder).to(accelerator.device)
-    pictures = pixels(range(preset.pictures), preset)
+    drawn = in_blocks(partial(pixels, preset=preset), range(preset.pictures), accelerator)
+    pictures = torch.cat(list(drawn)).to(accelerator.device)
     unseen = as_input(pixels(range(VALIDATION, VALIDATION + 64), preset)).to(accelerator.device)
 
     def loss_of(step: int, batch: int, side: int) -> Tensor:
         x = crops(pictures, step, batch, side).to(accelerator.device)  # (B, 3, side, side)
         posterior = vae.encode(x).latent_dist
-        return reconstruction_loss(vae.decode(posterior.sample()).sample, x) + prior_loss(posterior)
+        z = posterior.sample()  # (B, 4, side / 8, side / 8)
+        z = z + SHAKEN * z.detach().std() * torch.randn_like(z)
+        return reconstruction_loss(vae.decode(z).sample, x) + prior_loss(posterior)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -299,27 +313,37 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def cached_latents(
-    out: Path, accelerator: Accelerator, vae: AutoencoderKL, preset: Preset, shard: int = 1000
+    out: Path, accelerator: Accelerator, vae: AutoencoderKL, tokenizer: CLIPTokenizer, preset: Preset
 ) -> dict[str, Tensor]:
-    """Of all training pictures: "mean" and "std" of the latents, (n, 4, 16, 16) float16, and the things' "mask"."""
+    """Of all training pictures: "mean" and "std" of the latents, (n, 4, 16, 16) float16, the things' "mask", and the
+    "ids" and "nouns" of their captions."""
     folder = out / "latents"
     folder.mkdir(exist_ok=True)
-    shards = []
-    for start in range(0, preset.latents, shard):
-        file = folder / f"{start:06d}.safetensors"
-        if not file.exists():
-            pictures, mask = drawings(range(start, min(start + shard, preset.latents)), preset)
+    make = partial(_block, folder=folder, tokenizer=tokenizer, preset=preset)
+    made = []
+    for file, block in in_blocks(make, range(preset.latents), accelerator):
+        if "pictures" in block:
             with torch.no_grad():
                 posteriors = [
-                    vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures, 50)
+                    vae.encode(as_input(part.to(accelerator.device))).latent_dist
+                    for part in torch.split(block.pop("pictures"), 250)
                 ]
-            mean, std = (
-                torch.cat([getattr(p, key) for p in posteriors]).half().cpu().contiguous() for key in ("mean", "std")
-            )
-            save_file({"mean": mean, "std": std, "mask": mask}, file)
-            accelerator.print(f"latents: {start + len(mask)} of {preset.latents}", flush=True)
-        shards.append(load_file(file))
-    return {key: torch.cat([tensors[key] for tensors in shards]) for key in ("mean", "std", "mask")}
+            for key in ("mean", "std"):
+                block[key] = torch.cat([getattr(p, key) for p in posteriors]).half().cpu().contiguous()
+            save_file(block, file)
+        made.append(block)
+    accelerator.print(f"latents of {preset.latents} pictures", flush=True)
+    return {key: torch.cat([block[key] for block in made]).to(accelerator.device) for key in made[0]}
+
+
+def _block(seeds: range, folder: Path, tokenizer: CLIPTokenizer, preset: Preset) -> tuple[Path, dict[str, Tensor]]:
+    """What is known of some pictures, with the latents where an earlier call kept them; and the file to keep it in."""
+    file = folder / f"{seeds.start:06d}.safetensors"
+    if file.exists():
+        return file, load_file(file)
+    pictures, mask = drawings(seeds, preset)
+    ids, nouns = worded(tokenizer, seeds, preset.scene)
+    return file, {"pictures": pictures, "mask": mask, "ids": ids, "nouns": nouns}
 
 
 def worded(tokenizer: CLIPTokenizer, seeds: range, scene: Callable[[int], grammar.Scene]) -> tuple[Tensor, Tensor]:
@@ -352,11 +376,15 @@ class WatchedAttention:
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, tokens, D / heads)
             for x in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
         )
-        probabilities = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-        if encoder_hidden_states is not None and hidden_states.shape[1] == anatomy.LATENT_SIDE**2:
-            self.seen.append(probabilities.float().mean(1))
-        mixed: Tensor = attn.to_out[0]((probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(-2))
-        return mixed
+        if encoder_hidden_states is None and q.is_cuda:  # nobody watches, and a GPU is faster so
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            probabilities = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+            if encoder_hidden_states is not None and hidden_states.shape[1] == anatomy.LATENT_SIDE**2:
+                self.seen.append(probabilities.float().mean(1))
+            mixed = probabilities.to(v.dtype) @ v
+        attended: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(-2))
+        return attended
 
 
 def word_loss(seen: list[Tensor], nouns: Tensor, masks: Tensor) -> Tensor:
@@ -389,21 +417,31 @@ def train_unet(
     folder = out / "weights" / "unet"
     unet = anatomy.unet(preset.unet).to(accelerator.device)
     schedule = anatomy.scheduler()
-    data = {name: kept.to(accelerator.device) for name, kept in cached_latents(out, accelerator, vae, preset).items()}
-    ids, nouns = (part.to(accelerator.device) for part in worded(tokenizer, range(preset.latents), preset.scene))
     nothing = tokenize(tokenizer, [""]).to(accelerator.device)
     in_bfloat16 = _multiplies_bfloat16()
     seen: list[Tensor] = []
     unet.set_attn_processor(WatchedAttention(seen))
 
-    def loss_at(x0: Tensor, t: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
+    def denoise(x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        prediction: Tensor = unet(x, t, encoder(ids).last_hidden_state).sample
+        return prediction
+
+    compiled = torch.compile(denoise) if accelerator.device.type == "cuda" else denoise
+    data = cached_latents(out, accelerator, vae, tokenizer, preset)
+
+    def loss_at(
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x0: Tensor,
+        t: Tensor,
+        ids: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         x = schedule.add_noise(x0, noise, t)  # (B, 4, 16, 16)
         target = schedule.get_velocity(x0, noise, t)
-        text = encoder(ids).last_hidden_state  # (B, L, D)
         seen.clear()
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=in_bfloat16):
-            prediction = unet(x, t, text).sample
+            prediction = predict(x, t, ids)
         return F.mse_loss(prediction.float(), target)
 
     def loss_of(step: int) -> Tensor:
@@ -415,7 +453,7 @@ def train_unet(
 
         chosen, wording = (drawn() * preset.latents).long(), (drawn() * WORDINGS).long()
         kept = drawn()[:, None] >= CAPTION_DROPOUT  # (B, 1)
-        words, things = torch.where(kept, ids[chosen, wording], nothing), nouns[chosen, wording] * kept
+        words, things = torch.where(kept, data["ids"][chosen, wording], nothing), data["nouns"][chosen, wording] * kept
         mean, std = (data[key][chosen].float() for key in ("mean", "std"))
         x0 = mean + std * torch.randn(mean.shape, generator=generator, device=place)
         # One draw from each of B equal parts, evener than B free ones; the power leans towards the middle of the
@@ -423,7 +461,7 @@ def train_unet(
         strata = (torch.arange(batch, device=place) + drawn()) / batch * 2 - 1
         share = 0.5 + 0.5 * strata.sign() * strata.abs() ** 1.6  # in (0, 1)
         t = (share * schedule.config.num_train_timesteps).long().clamp(max=schedule.config.num_train_timesteps - 1)
-        return loss_at(x0, t, words, generator) + WORD_WEIGHT * word_loss(seen, things, data["mask"][chosen])
+        return loss_at(compiled, x0, t, words, generator) + WORD_WEIGHT * word_loss(seen, things, data["mask"][chosen])
 
     unseen = range(VALIDATION, VALIDATION + 64)
     with torch.no_grad():
@@ -443,7 +481,7 @@ def train_unet(
             t = torch.full((len(captions),), 800, device=accelerator.device)
             words = tokenize(tokenizer, said).to(accelerator.device)
             generator = torch.Generator(accelerator.device).manual_seed(0)
-            row[f"{name} at 800"] = float(loss_at(x0_unseen, t, words, generator))
+            row[f"{name} at 800"] = float(loss_at(denoise, x0_unseen, t, words, generator))
         pictures = sheet(anatomy.pipeline(vae, encoder, tokenizer, unet), preset.side)
         seen.clear()
         save(out / "model", vae, encoder, tokenizer, unet)
@@ -522,12 +560,12 @@ def save(
     anatomy.tokenizer(folder / "tokenizer")  # its vocabulary also in the two files that older transformers read
 
 
-def train(out: Path, preset: str | Preset = "hours", show: Callable[[Image.Image], object] | None = None) -> Path:
+def train(out: Path, preset: str | Preset = "embedded", show: Callable[[Image.Image], object] | None = None) -> Path:
     """Train every part, or go on where an earlier call was interrupted; returns the folder of the finished model.
 
     Args:
         out: folder for weights, logs and checkpoints.
-        preset: "hours" for the embedded model, "minutes" for a smaller one of 64x64 pictures, each of one
+        preset: "embedded" for the embedded model, "minutes" for a smaller one of 64x64 pictures, each of one
             large thing in the centre; or a `Preset` of your own.
         show: called with a page of losses and pictures whenever the U-Net was looked at, in a notebook `display`.
     """
@@ -555,7 +593,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sdkit.tiny.train", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder for weights, logs and checkpoints")
     parser.add_argument(
-        "--preset", default="hours", choices=PRESETS, help="minutes: a smaller model of 64x64 pictures, small to watch"
+        "--preset",
+        default="embedded",
+        choices=PRESETS,
+        help="minutes: a smaller model of 64x64 pictures, small to watch",
     )
     options = parser.parse_args()
     train(options.out, options.preset)

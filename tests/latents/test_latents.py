@@ -73,7 +73,7 @@ def test_a_batch_is_encoded_as_each_picture_alone(drawings):
         assert torch.allclose(both.mean[i : i + 1], sdkit.encode(picture).mean, atol=1e-5)
 
 
-def test_a_large_picture_goes_in_tiles_nearly_as_whole_and_nothing_stays_on_the_model(tiny, monkeypatch):
+def test_a_large_picture_goes_in_tiles_at_least_nearly_as_well_as_whole_and_nothing_stays_on_the_model(tiny, monkeypatch):
     page = sdkit.contact_sheet([draw("a red star", seed=i) for i in range(4)], gap=0)  # 256x256
     sizes = []
     monkeypatch.setattr(tiny.vae.encoder, "forward", _watched(tiny.vae.encoder.forward, sizes))
@@ -81,7 +81,7 @@ def test_a_large_picture_goes_in_tiles_nearly_as_whole_and_nothing_stays_on_the_
     assert sizes[0] == (256, 256)
     assert set(sizes[1:]) == {(128, 128), (128, 64), (64, 128), (64, 64)}
     assert tiled.latents.mean.shape == whole.latents.mean.shape == (1, 4, 32, 32)
-    assert abs(tiled.psnr[0] - whole.psnr[0]) < 1
+    assert tiled.psnr[0] > whole.psnr[0] - 1  # it is larger than what the model was trained on
     assert not tiny.vae.use_tiling
 
 
