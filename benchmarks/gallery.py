@@ -26,7 +26,7 @@ from sdkit.tiny.drawing import BACKDROPS, draw
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 PICTURES = PAGE.parent / "pictures" / "methods"
 BETWEEN = "<!-- gallery -->", "<!-- /gallery -->"
-COLOURS = 32  # of a picture's own; what follows them is clear
+COLOURS = 128  # of a picture's own; what follows them is clear
 GAP, BETWEEN_HALVES = 4, 24  # pixels
 Pictures = list[Image.Image]
 STAR, PAIR = "a red star on a blue background", "a red mushroom left of a green tree on a yellow background"
@@ -65,14 +65,16 @@ def shown() -> dict[str, dict[str, Shown]]:
                 "at guidance 12", lambda: pair(PAIR, hooks.guidance_interval(200, 800), guidance_scale=12)
             ),
             "cads": Shown(
-                'three pictures of "a star", whose colours and backgrounds stay those of their seeds',
+                'three pictures of "a star", two of which get another colour and background',
                 lambda: pair(["a star"] * 3, hooks.cads(1.0), seed=8),
             ),
             "pag": Shown(
-                "without guidance: hardly a change here", lambda: pair(FAINT, hooks.pag(2.0), seed=2, guidance_scale=1)
+                "without guidance: here the background goes astray",
+                lambda: pair(FAINT, hooks.pag(2.0), seed=2, guidance_scale=1),
             ),
             "seg": Shown(
-                "without guidance: hardly a change here", lambda: pair(FAINT, hooks.seg(3.0), seed=2, guidance_scale=1)
+                "without guidance: here the background goes astray",
+                lambda: pair(FAINT, hooks.seg(3.0), seed=2, guidance_scale=1),
             ),
             "sag": Shown(
                 "without guidance: hardly a change here", lambda: pair(FAINT, hooks.sag(), seed=2, guidance_scale=1)
@@ -82,8 +84,8 @@ def shown() -> dict[str, dict[str, Shown]]:
                 lambda: pair(FAINT, hooks.autoguidance(worse_than(load()), 2.0), seed=2, guidance_scale=1),
             ),
             "compose": Shown(
-                '"a fish", and "a pink background" of weight 5',
-                lambda: pair("a fish", hooks.compose("a pink background", weights=[5.0])),
+                '"a fish", and "a pink background" of weight 2',
+                lambda: pair("a fish", hooks.compose("a pink background", weights=[2.0])),
             ),
             "sega": Shown(
                 '"a green background" from step 1 on',
@@ -114,7 +116,9 @@ def shown() -> dict[str, dict[str, Shown]]:
                 "at gentler factors than those for SD 1.5, which spoil this model: hardly a change",
                 lambda: pair(PAIR, hooks.free_u(0.95, 0.9, 1.1, 1.1)),
             ),
-            "h_space": Shown("from red to blue: nothing, as this model keeps no colours there", from_red_to_blue),
+            "h_space": Shown(
+                "from red to blue: the star moves, as this model keeps no colours there", from_red_to_blue
+            ),
             "ablate": Shown("without the last up block but one", lambda: pair(STAR, hooks.ablate("up_blocks.1"))),
             "deep_cache": Shown("the deep blocks at every third step", lambda: pair(PAIR, hooks.deep_cache())),
             "t_gate": Shown("no cross-attention from step 10 on", lambda: pair(PAIR, hooks.t_gate(10))),
@@ -131,7 +135,8 @@ def shown() -> dict[str, dict[str, Shown]]:
                 '"star" painted on the right', lambda: pair("a red star", hooks.paint_with_words("star", where, 6.0))
             ),
             "mix_words": Shown(
-                "half a star, half a flower", lambda: pair("a red star", hooks.mix_words("star", "flower"))
+                "half a star, half a flower: here a star still",
+                lambda: pair("a red star", hooks.mix_words("star", "flower")),
             ),
             "hear_only": Shown("the words alone, no padding", lambda: pair(STAR, hooks.hear_only("begin", "words"))),
             "masactrl": Shown(
@@ -292,7 +297,7 @@ def sheet(before: Pictures, after: Pictures) -> Image.Image:
     for one in pictures:
         strip.paste(one, (x, 0))
         x += one.width
-    strip = strip.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    strip = strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     page = Image.new("P", (strip.width + GAP * (len(pictures) - 2) + BETWEEN_HALVES, height), COLOURS)
     page.putpalette([*(strip.getpalette() or [])[: 3 * COLOURS], 255, 255, 255])
     x = at = 0

@@ -73,7 +73,9 @@ def test_a_batch_is_encoded_as_each_picture_alone(drawings):
         assert torch.allclose(both.mean[i : i + 1], sdkit.encode(picture).mean, atol=1e-5)
 
 
-def test_a_large_picture_goes_in_tiles_at_least_nearly_as_well_as_whole_and_nothing_stays_on_the_model(tiny, monkeypatch):
+def test_a_large_picture_goes_in_tiles_at_least_nearly_as_well_as_whole_and_nothing_stays_on_the_model(
+    tiny, monkeypatch
+):
     page = sdkit.contact_sheet([draw("a red star", seed=i) for i in range(4)], gap=0)  # 256x256
     sizes = []
     monkeypatch.setattr(tiny.vae.encoder, "forward", _watched(tiny.vae.encoder.forward, sizes))
