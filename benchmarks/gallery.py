@@ -65,7 +65,7 @@ def shown() -> dict[str, dict[str, Shown]]:
                 "at guidance 12", lambda: pair(PAIR, hooks.guidance_interval(200, 800), guidance_scale=12)
             ),
             "cads": Shown(
-                'three pictures of "a star", two of which get another colour and background',
+                'three pictures of "a star", whose colours and backgrounds become others',
                 lambda: pair(["a star"] * 3, hooks.cads(1.0), seed=8),
             ),
             "pag": Shown(
@@ -116,9 +116,7 @@ def shown() -> dict[str, dict[str, Shown]]:
                 "at gentler factors than those for SD 1.5, which spoil this model: hardly a change",
                 lambda: pair(PAIR, hooks.free_u(0.95, 0.9, 1.1, 1.1)),
             ),
-            "h_space": Shown(
-                "from red to blue: the star moves, as this model keeps no colours there", from_red_to_blue
-            ),
+            "h_space": Shown("from red to blue: nothing, as this model keeps no colours there", from_red_to_blue),
             "ablate": Shown("without the last up block but one", lambda: pair(STAR, hooks.ablate("up_blocks.1"))),
             "deep_cache": Shown("the deep blocks at every third step", lambda: pair(PAIR, hooks.deep_cache())),
             "t_gate": Shown("no cross-attention from step 10 on", lambda: pair(PAIR, hooks.t_gate(10))),

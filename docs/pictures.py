@@ -225,7 +225,7 @@ def strips() -> None:
                 sdkit.text_to_image(PROMPT, seed=SEED, hooks=[hook]).image
                 for hook in (
                     hooks.reweight("tree", 0),
-                    hooks.mix_words("mushroom", "flower", 0.5),
+                    hooks.mix_words("tree", "boat", 1.0),
                     hooks.hear_only("words"),
                 )
             ),

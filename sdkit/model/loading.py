@@ -194,7 +194,7 @@ def _embedded(device: torch.device, kept: torch.dtype, dtype: torch.dtype) -> Mo
 
     with as_file(files("sdkit.tiny") / "weights") as folder, _quiet():
         pipeline = _stored(_from_folder(folder, kept), kept, dtype)
-    return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=2.0)
+    return Model(_moved(pipeline, device), name=TINY, num_inference_steps=20, guidance_scale=3.0)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, *, variant: str | None = None, allow_pickle: bool = False) -> Any:

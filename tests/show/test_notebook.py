@@ -88,7 +88,7 @@ def test_a_result_shows_its_picture_and_what_made_it(notebook, seen):
     result = sdkit.Result(seen.images, seen[Stage.LATENT][-1].value, [7], seen.settings)
     (section,) = notebook(result._repr_html_())
     assert section.find_element(By.TAG_NAME, "b").text == "a red star on a blue background"
-    assert "seed 7 · steps 6 · guidance 2.0" in section.text
+    assert "seed 7 · steps 6 · guidance 3.0" in section.text
     picture = section.find_element(By.TAG_NAME, "img")
     assert (picture.get_property("naturalWidth"), picture.get_attribute("width")) == (128, "256")
 
