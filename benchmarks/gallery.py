@@ -295,7 +295,7 @@ def sheet(before: Pictures, after: Pictures) -> Image.Image:
     for one in pictures:
         strip.paste(one, (x, 0))
         x += one.width
-    strip = strip.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    strip = strip.quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE)
     page = Image.new("P", (strip.width + GAP * (len(pictures) - 2) + BETWEEN_HALVES, height), COLOURS)
     page.putpalette([*(strip.getpalette() or [])[: 3 * COLOURS], 255, 255, 255])
     x = at = 0

@@ -277,7 +277,9 @@ def main_table(model: Model, eye: Eye, second: SecondEye, count: int, sheets: Pa
     rows.append(f"| seconds for a picture of 20 steps | {seconds_of_a_picture(model):.2f} | | | | 5 | 0.8 |")
     if sheets is not None:
         for scenes, answers in found.items():
-            contact_sheet(answers.images[:24], columns=8).quantize(128).save(sheets / f"{scenes.__name__}.png")
+            contact_sheet(answers.images[:24], columns=8).quantize(256, kmeans=3).save(
+                sheets / f"{scenes.__name__}.png"
+            )
     return "\n".join(rows)
 
 
