@@ -23,7 +23,7 @@ from benchmarks.alone import WORDS, everything
 from benchmarks.rounds import Row, Taken, alone, compared, here, ratios, rounds, spread
 from sdkit import Stage, Trace, hooks, load, on, text_to_image
 
-TINY: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 2.0}
+TINY: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 MIDDLE: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 256, "width": 256}
 RUN = ("-m", "benchmarks.alone", "run")
 
