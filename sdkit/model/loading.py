@@ -181,7 +181,8 @@ def _model(pipeline: Any, name: str) -> Model:
     if pipeline.unet.config.time_cond_proj_dim is not None:
         return Model(pipeline, name, num_inference_steps=4, guidance_scale=8.5)  # as LCM's own pipeline has it
     scheduler = pipeline.scheduler.config
-    if (scheduler.get("timestep_spacing"), scheduler.get("prediction_type")) == ("trailing", "epsilon"):
+    trailing = (scheduler.get("timestep_spacing"), scheduler.get("prediction_type")) == ("trailing", "epsilon")
+    if trailing and not scheduler.get("rescale_betas_zero_snr"):
         return Model(pipeline, name, num_inference_steps=1, guidance_scale=0.0)  # how Turbo models are published
     if hasattr(pipeline, "text_encoder_2"):
         return Model(pipeline, name, guidance_scale=5.0)  # as diffusers' pipeline of SDXL has it

@@ -161,7 +161,7 @@ def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> Au
     unseen = as_input(pixels(range(VALIDATION, VALIDATION + 64), preset)).to(accelerator.device)
 
     def loss_of(step: int, batch: int, side: int) -> Tensor:
-        x = crops(pictures, step, batch, side).to(accelerator.device)  # (B, 3, side, side)
+        x = crops(pictures, step, batch, side)  # (B, 3, side, side)
         posterior = vae.encode(x).latent_dist
         z = posterior.sample()  # (B, 4, side / 8, side / 8)
         z = z + SHAKEN * z.detach().std() * torch.randn_like(z)
@@ -178,9 +178,7 @@ def train_autoencoder(out: Path, accelerator: Accelerator, preset: Preset) -> Au
     ):
         fit(name, vae, lambda step: loss_of(step, recipe.batch, side), recipe, out, accelerator, validate, every=200)  # noqa: B023
     with torch.no_grad():
-        posteriors = [
-            vae.encode(as_input(part).to(accelerator.device)).latent_dist for part in torch.split(pictures[:1024], 32)
-        ]
+        posteriors = [vae.encode(as_input(part)).latent_dist for part in torch.split(pictures[:1024], 32)]
     means = torch.cat([p.mean for p in posteriors])
     variance = torch.cat([p.var for p in posteriors]).mean((0, 2, 3)) + means.var((0, 2, 3))
     anatomy.standardise_latents(vae, means.mean((0, 2, 3)), variance.sqrt())
@@ -417,6 +415,7 @@ def train_unet(
     folder = out / "weights" / "unet"
     unet = anatomy.unet(preset.unet).to(accelerator.device)
     schedule = anatomy.scheduler()
+    data = cached_latents(out, accelerator, vae, tokenizer, preset)
     nothing = tokenize(tokenizer, [""]).to(accelerator.device)
     in_bfloat16 = _multiplies_bfloat16()
     seen: list[Tensor] = []
@@ -427,7 +426,6 @@ def train_unet(
         return prediction
 
     compiled = torch.compile(denoise) if accelerator.device.type == "cuda" else denoise
-    data = cached_latents(out, accelerator, vae, tokenizer, preset)
 
     def loss_at(
         predict: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -596,7 +594,7 @@ def main() -> None:
         "--preset",
         default="embedded",
         choices=PRESETS,
-        help="minutes: a smaller model of 64x64 pictures, small to watch",
+        help="embedded: the model that comes with sdkit, for a GPU; minutes: one of 64x64 pictures, small to watch",
     )
     options = parser.parse_args()
     train(options.out, options.preset)

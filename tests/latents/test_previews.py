@@ -27,7 +27,7 @@ def test_of_a_decoder_that_is_linear_it_finds_the_very_map(tiny, monkeypatch):
         return colours.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
     monkeypatch.setattr(sdkit.Model, "decode", decode)
-    found = previews._fit(tiny, previews._pictures(24, 128))
+    found = previews._fit(tiny, previews._pictures(previews.LESSONS, previews.SIDE))
     assert torch.allclose(found.weight, weight, atol=1e-4)
     assert torch.allclose(found.bias, bias, atol=1e-4)
     assert found.r2 > 0.9999

@@ -128,8 +128,9 @@ def test_what_was_distilled_takes_few_steps_by_default(sd1, sdxl, tmp_path):
     assert sdkit.load(tmp_path / "turbo_lab", device="cpu").guidance_scale == 5.0  # a path decides nothing
     config = tmp_path / "turbo_lab" / "scheduler" / "scheduler_config.json"
     written = json.loads(config.read_text()) | {"timestep_spacing": "trailing"}
-    config.write_text(json.dumps(written | {"prediction_type": "v_prediction"}))
-    assert sdkit.load(tmp_path / "turbo_lab", device="cpu").num_inference_steps == 50  # no Turbo predicts v
+    for other in ({"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}):  # as no Turbo has it
+        config.write_text(json.dumps(written | other))
+        assert sdkit.load(tmp_path / "turbo_lab", device="cpu").num_inference_steps == 50
     config.write_text(json.dumps(written))
     turbo = sdkit.load(tmp_path / "turbo_lab", device="cpu")
     assert (turbo.num_inference_steps, turbo.guidance_scale) == (1, 0.0)
